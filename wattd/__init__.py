@@ -1,0 +1,1 @@
+"""wattd: a per-node energy telemetry daemon."""
