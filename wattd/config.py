@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -102,12 +103,13 @@ def default_socket() -> Path:
     return Path(runtime or f"/tmp/wattd-{os.geteuid()}") / "wattd.sock"  # noqa: S108 - the folder is made 0700
 
 
-def load(path: Path | None, overrides: dict[str, Any]) -> Config:
+def load(path: Path | None, overrides: dict[str, Any], known_sensors: Collection[str] = ()) -> Config:
     """Read the configuration.
 
     Args:
         path: The file; None takes $WATTD_CONFIG, else /etc/wattd/config.toml where it exists.
         overrides: Values of the command line by key; those that are None are left out.
+        known_sensors: Names that `sensors` may hold; empty to let every name pass.
 
     Raises:
         UserError: No such file, no TOML, an unknown key, a wrong value.
@@ -134,7 +136,13 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         return f"{path}:{_line_of(text, key)}: {key}"
 
     given = {key: value for key, value in overrides.items() if value is not None}
-    return _build({"archive": default_archive(), "socket": default_socket(), **values, **given}, where)
+    config = _build({"archive": default_archive(), "socket": default_socket(), **values, **given}, where)
+    for name in config.sensors if known_sensors else ():
+        if name not in known_sensors:
+            raise UserError(
+                f"{where('sensors')}: there is no sensor {name!r}; known are {', '.join(known_sensors)}", 2
+            )
+    return config
 
 
 def _line_of(text: str, key: str) -> int:

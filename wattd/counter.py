@@ -121,20 +121,30 @@ class Tracker:
         """The next reading's edges have no earlier side: the device was away."""
         self._energy_seen = self._power_seen = 0
 
-    def take(self, reading: Reading, nano: int, energies: list[int], powers: list[float]) -> None:
-        """Take a reading; append what is new to the flat lists of `ring.encode_tick`."""
+    def take(
+        self, reading: Reading, before_nano: int, nano: int, energies: list[int], powers: list[float]
+    ) -> None:
+        """Take a reading; append what is new to the flat lists of `ring.encode_tick`.
+
+        Args:
+            reading: What the device showed.
+            before_nano: When it was asked: an edge seen later came after this.
+            nano: When it had answered: an edge seen now came before this.
+            energies: Gets number, cumulative microjoules, nano and the earlier side of the edge.
+            powers: Gets number, watts, nano and the earlier side of the edge.
+        """
         raw, watts = reading
         if raw is not None:
             self._publish_energy(self._counter.update(raw, nano), nano, energies)
-            self._energy_seen = nano
+            self._energy_seen = before_nano
         if watts is not None:
             if watts != self.power_watts:
                 self.power_watts = watts
                 powers += (self.number, watts, nano, self._power_seen)
-            self._power_seen = nano
+            self._power_seen = before_nano
             if raw is None:
                 self._publish_energy(self._integrator.update(watts, nano), nano, energies)
-                self._energy_seen = nano
+                self._energy_seen = before_nano
         self.read_nano = nano
 
     def _publish_energy(self, total: int, nano: int, energies: list[int]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from wattd.config import Config
-from wattd.ring import Control
+from wattd.control import Control
 from wattd.sensors.base import Channel, ReadingError, Sensor, SensorUnavailableError
 from wattd.sensors.cpu_estimate import CpuEstimate
 from wattd.sensors.nvml import Nvml

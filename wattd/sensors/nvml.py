@@ -19,7 +19,7 @@ _SUCCESS = pynvml.NVML_SUCCESS
 _REMEDIES = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the NVIDIA driver: modprobe nvidia",
     pynvml.NVML_ERROR_NO_PERMISSION: "give this user access to /dev/nvidia*",
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "reboot, or reload the driver: its library was updated under it",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: "reload the driver or reboot: its library was updated",
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wattd.config import SimulatedConfig
-from wattd.ring import Control
+from wattd.control import Control
 from wattd.values import Device, Domain, Reading, Source
 
 _GPU_PERIOD_NANO = 100_000_000
@@ -142,18 +142,11 @@ class Simulated:
 
         for index in range(config.gpus):
             uuid = f"GPU-51a71a7e-0000-4000-8000-{index:012d}"
-            gpu = _device(Domain.GPU, index, uuid, "Simulated H100", 0, _GPU_PERIOD_NANO)
+            gpu = _device(Domain.GPU, index, uuid, 0)
             channels.append(SimulatedGpu(gpu, watts(), config.seed + index))
         for domain, idle_watts in ((Domain.PACKAGE, _PACKAGE_IDLE_WATTS), (Domain.DRAM, _DRAM_IDLE_WATTS)):
             for index in range(config.packages):
-                zone = _device(
-                    domain,
-                    index,
-                    f"{domain}-{index}",
-                    "Simulated RAPL",
-                    _RAPL_RANGE_MICROJOULES,
-                    _RAPL_PERIOD_NANO,
-                )
+                zone = _device(domain, index, f"{domain}-{index}", _RAPL_RANGE_MICROJOULES)
                 channels.append(SimulatedRapl(zone, watts(), idle_watts))
         return channels
 
@@ -161,16 +154,15 @@ class Simulated:
         """There is nothing to let go of."""
 
 
-def _device(
-    domain: Domain, index: int, name: str, model: str, counter_range: int, update_nano: int
-) -> Device:
+def _device(domain: Domain, index: int, name: str, counter_range: int) -> Device:
+    gpu = domain is Domain.GPU
     return Device(
         device=name,
         index=index,
         domain=domain,
         source=Source.SIMULATED,
         sensor="simulated",
-        model=model,
+        model="Simulated H100" if gpu else "Simulated RAPL",
         counter_range_microjoules=counter_range,
-        update_nano=update_nano,
+        update_nano=_GPU_PERIOD_NANO if gpu else _RAPL_PERIOD_NANO,
     )

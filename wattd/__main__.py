@@ -1,0 +1,117 @@
+"""The `wattd` command."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wattd import __version__
+from wattd.config import Config, load
+from wattd.values import UserError
+
+_SERVE_EXAMPLES = """examples:
+  wattd serve                                        all sensors of this machine
+  wattd serve --sensors simulated --archive /tmp/a   8 simulated GPUs, to try things out
+  wattd serve --config /etc/wattd/config.toml --metrics 0.0.0.0:9477
+"""
+_PROBE_EXAMPLES = """examples:
+  wattd probe          what can be measured here, and what right is missing
+  wattd probe --json   the same for programs
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="wattd",
+        description="Samples the power of this node and keeps the evidence.",
+        epilog="`wattctl status` looks at a running daemon, `wattq phases` says what phases cost.",
+    )
+    parser.add_argument("--version", action="version", version=f"wattd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="run the daemon in the foreground", epilog=_SERVE_EXAMPLES, formatter_class=raw
+    )
+    probe = commands.add_parser(
+        "probe", help="say what this machine can measure", epilog=_PROBE_EXAMPLES, formatter_class=raw
+    )
+    for command in (serve, probe):
+        command.add_argument(
+            "--config", type=Path, metavar="FILE", help="TOML file (default: /etc/wattd/config.toml)"
+        )
+        command.add_argument(
+            "--sensors", metavar="a,b", help="sensors to read (default: all that this machine has)"
+        )
+    serve.add_argument("--archive", metavar="DIR", help="folder of the archive")
+    serve.add_argument("--socket", metavar="PATH", help="Unix socket of the owner")
+    serve.add_argument("--metrics", metavar="HOST:PORT", help="the Prometheus page; '' for none")
+    serve.add_argument("--hz", type=float, metavar="N", help="readings a second (default: 100)")
+    probe.add_argument("--json", action="store_true", help="short for --format json")
+    probe.add_argument(
+        "--format", choices=("table", "json"), default="table", help="how to print (default: table)"
+    )
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    sensors = arguments.sensors
+    overrides = {key: getattr(arguments, key, None) for key in ("archive", "socket", "metrics", "hz")}
+    if sensors is not None:
+        overrides["sensors"] = [name for name in sensors.split(",") if name]
+    from wattd.sensors import SENSORS  # noqa: PLC0415 - --help must not wait for it
+
+    return load(arguments.config, overrides, SENSORS)
+
+
+def _run_server(words: Sequence[str]) -> int:
+    """The server process, started by the sampler with four inherited descriptors."""
+    # Imported here: the sampler must not carry what only the server needs.
+    import json  # noqa: PLC0415
+
+    from wattd.control import Control  # noqa: PLC0415
+    from wattd.ring import Ring  # noqa: PLC0415
+    from wattd.scheduling import give_up_capabilities  # noqa: PLC0415
+    from wattd.server import run  # noqa: PLC0415
+
+    ring, control, lifeline, ready = map(int, words)
+    give_up_capabilities()
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(lifeline, 1)
+        if not part:
+            return 0  # the sampler is gone already
+        line += part
+    config = Config.from_json(json.loads(line))
+    return run(config, Ring.attach(ring), Control.attach(control), lifeline, ready)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the `wattd` command and return its exit code."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["_server"]:
+        return _run_server(words[1:])
+    arguments = _parser().parse_args(words)
+    try:
+        config = _config(arguments)
+        if arguments.command == "serve":
+            from wattd.supervise import serve  # noqa: PLC0415 - --help must not wait for it
+
+            return serve(config)
+        from wattd.probe import print_probe, probe  # noqa: PLC0415
+
+        print_probe(probe(config), as_json=arguments.json or arguments.format == "json")
+    except ModuleNotFoundError as error:
+        print(
+            f"wattd: {error.name} is missing; install the daemon: pip install 'wattd[daemon]'",
+            file=sys.stderr,
+        )
+        return 1
+    except UserError as error:
+        print(f"wattd: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,363 @@
+"""The sampler: reads every sensor on absolute deadlines and writes what is new into the ring.
+
+One thread holds the clock. It parses nothing, waits for nobody and allocates little; a second
+thread, once a second, adds what is slow to read (device state) and how the sampler itself is.
+"""
+
+import gc
+import sys
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import psutil
+
+from wattd.config import Config
+from wattd.control import Control
+from wattd.counter import Tracker
+from wattd.ring import Ring, encode_message, encode_tick
+from wattd.scheduling import be_punctual
+from wattd.sensors import SENSORS, Channel, ReadingError, Sensor, SensorUnavailableError
+from wattd.values import NANOSECONDS_PER_SECOND, Domain, UserError
+
+READ_SECONDS_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RING_SECONDS = 60
+_DEVICES_EVERY_SECONDS = 10
+_SLOW_CALL_NANO = 1_000_000
+_LATE_GAP_NANO = NANOSECONDS_PER_SECOND
+_CONTROL_DEVICES = 256
+
+
+class _Line:
+    """A channel with its tracker and what is known of its health."""
+
+    __slots__ = ("channel", "failed_nano", "health", "reason", "resets", "retry_nano", "tracker")
+
+    def __init__(self, channel: Channel, number: int, health: "SensorHealth") -> None:
+        self.channel = channel
+        self.tracker = Tracker(number, channel.device)
+        self.health = health
+        self.failed_nano = 0
+        self.retry_nano = 0
+        self.reason = ""
+        self.resets = 0
+
+
+class SensorHealth:
+    """Whether a sensor works, and how long its calls take.
+
+    Attributes:
+        name: The sensor.
+        up: It delivers readings.
+        reason: Why it does not.
+        counts: Calls by READ_SECONDS_BUCKETS, and one for those above.
+        nanoseconds: Sum of all calls.
+    """
+
+    def __init__(self, name: str, reason: str = "") -> None:
+        self.name = name
+        self.up = not reason
+        self.reason = reason
+        self.counts = [0] * (len(READ_SECONDS_BUCKETS) + 1)
+        self.nanoseconds = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As the health message carries it."""
+        return {
+            "name": self.name,
+            "up": self.up,
+            "reason": self.reason,
+            "read_seconds": {"counts": list(self.counts), "sum": self.nanoseconds / NANOSECONDS_PER_SECOND},
+        }
+
+
+class Sensors:
+    """The opened sensors of a node; a context manager that lets go of them.
+
+    Attributes:
+        lines: One a device, in the order of their numbers.
+        health: One a sensor, also of those that could not be opened.
+    """
+
+    def __init__(self, config: Config, control: Control) -> None:
+        self._config = config
+        self._control = control
+        self._open: list[Sensor] = []
+        self.lines: list[_Line] = []
+        self.health: list[SensorHealth] = []
+
+    def __enter__(self) -> Self:
+        """Open what the configuration names, else all that this machine has.
+
+        Raises:
+            UserError: A sensor that was asked for is not there, or there is none at all.
+        """
+        asked = self._config.sensors
+        for name in asked or [name for name in SENSORS if name != "simulated"]:
+            # An estimate of the CPU is for machines that can't measure it.
+            if name == "cpu_estimate" and not asked and self._measures(Domain.PACKAGE):
+                continue
+            self._open_sensor(name, must=bool(asked))
+        if not self.lines:
+            reasons = "; ".join(f"{health.name}: {health.reason}" for health in self.health)
+            raise UserError(f"no sensor at all ({reasons}); `wattd probe` says what is missing")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sensor in self._open:
+            sensor.close()
+
+    def _measures(self, domain: Domain) -> bool:
+        return any(line.channel.device.domain is domain for line in self.lines)
+
+    def _open_sensor(self, name: str, *, must: bool) -> None:
+        sensor = SENSORS[name](self._config, self._control, len(self.lines))
+        try:
+            channels = sensor.open()
+        except SensorUnavailableError as error:
+            if must:
+                raise UserError(f"sensor {name}: {error}") from error
+            self.health.append(SensorHealth(name, str(error)))
+            return
+        self._open.append(sensor)
+        self.health.append(SensorHealth(name))
+        for channel in channels:
+            self.lines.append(_Line(channel, len(self.lines), self.health[-1]))
+
+
+class Sampler:
+    """Reads sensors into a ring; see the module's text.
+
+    Attributes:
+        ticks: Wakes so far.
+        missed_ticks: Deadlines that passed while it was not there.
+        scheduling: What the kernel granted, see `scheduling.be_punctual`.
+        server_restarts: Set by whoever restarts the server; passed on in the health message.
+    """
+
+    def __init__(
+        self, config: Config, sensors: Sensors, ring: Ring, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._config = config
+        self._sensors = sensors
+        self._ring = ring
+        self._clock = clock
+        self._period_nano = round(NANOSECONDS_PER_SECOND / config.hz)
+        self._outbox: deque[bytes] = deque()
+        self._late_nano: list[int] = []
+        self._second_nano = 0
+        self._last_nano = 0
+        self._missed_before = self._ticks_before = 0
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.started_nano = clock()
+        self.ticks = self.missed_ticks = self.server_restarts = 0
+        self.scheduling = "default"
+
+    def start(self) -> None:
+        """Start the two threads."""
+        # A waking clock thread must not wait five milliseconds for the interpreter.
+        sys.setswitchinterval(1e-4)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._announce()
+        for name, target in (("wattd-clock", self._keep_time), ("wattd-state", self._keep_state)):
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Stop both threads; the last record holds every counter as it stands."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=5)
+        self._flush_outbox()
+        self._write_second(self._clock())
+
+    def _announce(self) -> None:
+        devices = [line.channel.device.as_json(line.tracker.number) for line in self._sensors.lines]
+        self._outbox.append(encode_message({"type": "devices", "devices": devices}))
+
+    def _keep_time(self) -> None:
+        """Wake at each multiple of the period; a deadline that has passed is counted and skipped."""
+        self.scheduling = be_punctual()
+        period = self._period_nano
+        deadline = self._clock() + period
+        while not self._stop.is_set():
+            now = self._clock()
+            if now < deadline:
+                time.sleep((deadline - now) / NANOSECONDS_PER_SECOND)
+                now = self._clock()
+            late = now - deadline
+            missed = late // period
+            if missed > 0:
+                self.missed_ticks += missed
+                deadline += missed * period
+            self.tick(now, late)
+            deadline += period
+
+    def tick(self, now: int, late_nano: int = 0) -> None:
+        """Read every device once and write what is new."""
+        energies, powers, calls = list[int](), list[float](), list[int]()
+        clock, before = self._clock, now
+        for line in self._sensors.lines:
+            if line.failed_nano and now < line.retry_nano:
+                continue
+            try:
+                reading = line.channel.read(before)
+            except ReadingError as error:
+                self._fail(line, before, str(error))
+                before = clock()
+                continue
+            after = clock()
+            if line.failed_nano:
+                self._recover(line, after)
+            tracker, health = line.tracker, line.health
+            tracker.take(reading, before, after, energies, powers)
+            took = after - before
+            health.nanoseconds += took
+            health.counts[bisect_left(READ_SECONDS_BUCKETS, took / NANOSECONDS_PER_SECOND)] += 1
+            if took >= _SLOW_CALL_NANO:
+                calls += (tracker.number, took // 1000)
+            if tracker.resets != line.resets:
+                self._note_reset(line, after)
+            before = after
+        self._note_time(now, late_nano)
+        if self._outbox:
+            self._flush_outbox()
+        if energies or powers or calls:
+            self._ring.write(encode_tick(now, energies, powers, calls))
+        if now >= self._second_nano:
+            self._write_second(before)
+            self._second_nano = now + NANOSECONDS_PER_SECOND
+
+    def _note_time(self, now: int, late_nano: int) -> None:
+        """Count the tick; a sampler that was away for a second or more says so."""
+        self.ticks += 1
+        self._late_nano.append(late_nano)
+        if self._last_nano and now - self._last_nano - self._period_nano >= _LATE_GAP_NANO:
+            self._send_gap(self._last_nano, now, "late")
+        self._last_nano = now
+
+    def _fail(self, line: _Line, now: int, reason: str) -> None:
+        """A reading failed: try each tick for a second, then once a second."""
+        if not line.failed_nano:
+            line.failed_nano = line.tracker.read_nano or now
+        if now - line.failed_nano >= NANOSECONDS_PER_SECOND:
+            line.retry_nano = now + NANOSECONDS_PER_SECOND
+            if not line.reason:
+                self._send_sensor(line, now, up=False, reason=reason)
+            line.reason = reason
+
+    def _recover(self, line: _Line, now: int) -> None:
+        """A device that was silent gives readings again."""
+        if line.reason:
+            self._send_gap(line.failed_nano, now, "sensor_down", line.channel.device.device)
+            self._send_sensor(line, now, up=True, reason="")
+            line.reason = ""
+        line.failed_nano = line.retry_nano = 0
+
+    def _note_reset(self, line: _Line, now: int) -> None:
+        line.resets = line.tracker.resets
+        self._send_gap(line.tracker.read_nano, now, "counter_reset", line.channel.device.device)
+
+    def _send_sensor(self, line: _Line, now: int, *, up: bool, reason: str) -> None:
+        line.health.up, line.health.reason = up, reason
+        sensor = line.channel.device.sensor
+        self._send({"type": "sensor", "monotonic_nano": now, "sensor": sensor, "up": up, "reason": reason})
+
+    def _send_gap(self, begin: int, end: int, reason: str, device: str | None = None) -> None:
+        gap = {"type": "gap", "begin_monotonic_nano": begin, "end_monotonic_nano": end, "reason": reason}
+        self._send(gap if device is None else {**gap, "device": device})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Put a message into the ring with the next tick: only the clock thread writes the ring."""
+        self._outbox.append(encode_message(message))
+
+    def _flush_outbox(self) -> None:
+        while self._outbox:
+            self._ring.write(self._outbox.popleft())
+
+    def _write_second(self, now: int) -> None:
+        """Every counter as it stands, the clock triple, and how punctual the last second was."""
+        known = [line.tracker for line in self._sensors.lines if line.tracker.energy_microjoules is not None]
+        powered = [line.tracker for line in self._sensors.lines if line.tracker.power_watts is not None]
+        late = sorted(self._late_nano)
+        second = {
+            "type": "second",
+            "monotonic_nano": now,
+            # Three clocks, read microseconds apart; no duration is ever made of the other two.
+            "time_unix_nano": time.time_ns(),
+            "boottime_nano": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            "device": [tracker.number for tracker in known],
+            "energy_microjoules": [tracker.energy_microjoules for tracker in known],
+            "read_us": [(tracker.read_nano - now) // 1000 for tracker in known],
+            "power_device": [tracker.number for tracker in powered],
+            "power_watts": [tracker.power_watts for tracker in powered],
+            "ticks": self.ticks - self._ticks_before,
+            "missed_ticks": self.missed_ticks - self._missed_before,
+        }
+        if late:
+            second["late_p99_us"] = late[(len(late) - 1) * 99 // 100] // 1000
+        self._late_nano.clear()
+        self._ticks_before, self._missed_before = self.ticks, self.missed_ticks
+        self._ring.write(encode_message(second))
+
+    def _keep_state(self) -> None:
+        """Once a second: device state, health, and now and then the table of devices."""
+        psutil.cpu_percent()  # the first call has nothing to compare with
+        rounds = 0
+        while not self._stop.wait(1.0):
+            rounds += 1
+            self._send(self._state())
+            self._send(self._health())
+            if rounds % _DEVICES_EVERY_SECONDS == 0:
+                self._announce()
+
+    def _state(self) -> dict[str, Any]:
+        memory = psutil.virtual_memory()
+        return {
+            "type": "state",
+            "monotonic_nano": self._clock(),
+            "gpus": list(self._device_states()),
+            "cpu_utilization_ratio": psutil.cpu_percent() / 100,
+            "memory_used_bytes": memory.used,
+            "memory_total_bytes": memory.total,
+        }
+
+    def _device_states(self) -> Iterator[dict[str, Any]]:
+        for line in self._sensors.lines:
+            try:
+                state = line.channel.state()
+            except ReadingError:
+                continue  # absent this second; the clock thread reports a sensor that is down
+            if state:
+                yield {"number": line.tracker.number, **state}
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "type": "health",
+            "monotonic_nano": self._clock(),
+            "started_monotonic_nano": self.started_nano,
+            "scheduling": self.scheduling,
+            "ticks": self.ticks,
+            "missed_ticks": self.missed_ticks,
+            "server_restarts": self.server_restarts,
+            "sensors": [health.as_json() for health in self._sensors.health],
+        }
+
+
+def ring_bytes(config: Config, devices: int) -> int:
+    """Size of a ring that holds a minute of records."""
+    a_tick = 64 + 64 * devices
+    a_second = 4096 + 512 * devices
+    return int(RING_SECONDS * (config.hz * a_tick + a_second))
+
+
+def make_control() -> Control:
+    """The control block; it stands before the devices are counted, so it has room for many."""
+    return Control.create(_CONTROL_DEVICES)
