@@ -39,7 +39,8 @@ class _RunMarkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunMarkKi
     RUN_MARK_KIND_UPDATE: _RunMarkKind.ValueType  # 3
     """gpu_uuids have become known (CUDA was started after the begin)."""
 
-class RunMarkKind(_RunMarkKind, metaclass=_RunMarkKindEnumTypeWrapper): ...
+class RunMarkKind(_RunMarkKind, metaclass=_RunMarkKindEnumTypeWrapper):
+    """What a run mark says."""
 
 RUN_MARK_KIND_UNSPECIFIED: RunMarkKind.ValueType  # 0
 RUN_MARK_KIND_BEGIN: RunMarkKind.ValueType  # 1
@@ -64,7 +65,8 @@ class _PhaseMarkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PhaseMa
     was sent before.
     """
 
-class PhaseMarkKind(_PhaseMarkKind, metaclass=_PhaseMarkKindEnumTypeWrapper): ...
+class PhaseMarkKind(_PhaseMarkKind, metaclass=_PhaseMarkKindEnumTypeWrapper):
+    """What a phase mark says."""
 
 PHASE_MARK_KIND_UNSPECIFIED: PhaseMarkKind.ValueType  # 0
 PHASE_MARK_KIND_BEGIN: PhaseMarkKind.ValueType  # 1
@@ -210,6 +212,7 @@ class RunMark(_message.Message):
     and phases.
     """
     kind: Global___RunMarkKind.ValueType
+    """What happens to the run."""
     run_id: _builtins.str
     """The same on every rank of the run. [A-Za-z0-9_.:-]{1,64}."""
     monotonic_nano: _builtins.int
@@ -294,6 +297,7 @@ class PhaseMark(_message.Message):
     and phases.
     """
     kind: Global___PhaseMarkKind.ValueType
+    """What happens to the phase."""
     run_id: _builtins.str
     """The run this phase belongs to."""
     phase_number: _builtins.int
