@@ -4,8 +4,6 @@ One thread holds the clock. It parses nothing, waits for nobody and allocates li
 thread, once a second, adds what is slow to read (device state) and how the sampler itself is.
 """
 
-import gc
-import sys
 import threading
 import time
 from bisect import bisect_left
@@ -159,11 +157,6 @@ class Sampler:
 
     def start(self) -> None:
         """Start the two threads."""
-        # A waking clock thread must not wait five milliseconds for the interpreter.
-        sys.setswitchinterval(1e-4)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
         self._announce()
         for name, target in (("wattd-clock", self._keep_time), ("wattd-state", self._keep_state)):
             thread = threading.Thread(target=target, name=name, daemon=True)
@@ -217,6 +210,7 @@ class Sampler:
             if line.failed_nano:
                 self._recover(line, after)
             tracker, health = line.tracker, line.health
+            last_read_nano = tracker.read_nano
             tracker.take(reading, before, after, energies, powers)
             took = after - before
             health.nanoseconds += took
@@ -224,7 +218,7 @@ class Sampler:
             if took >= _SLOW_CALL_NANO:
                 calls += (tracker.number, took // 1000)
             if tracker.resets != line.resets:
-                self._note_reset(line, after)
+                self._note_reset(line, last_read_nano, after)
             before = after
         self._note_time(now, late_nano)
         if self._outbox:
@@ -261,9 +255,9 @@ class Sampler:
             line.reason = ""
         line.failed_nano = line.retry_nano = 0
 
-    def _note_reset(self, line: _Line, now: int) -> None:
+    def _note_reset(self, line: _Line, last_read_nano: int, now: int) -> None:
         line.resets = line.tracker.resets
-        self._send_gap(line.tracker.read_nano, now, "counter_reset", line.channel.device.device)
+        self._send_gap(last_read_nano, now, "counter_reset", line.channel.device.device)
 
     def _send_sensor(self, line: _Line, now: int, *, up: bool, reason: str) -> None:
         line.health.up, line.health.reason = up, reason

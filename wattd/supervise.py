@@ -6,6 +6,7 @@ want it to finish.
 """
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -114,12 +115,16 @@ def serve(config: Config) -> int:
     """
     # Blocked before any thread exists, so that only sigtimedwait below takes them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    # A clock thread that wakes must not wait five milliseconds for the interpreter, nor for a collection.
+    sys.setswitchinterval(1e-4)
+    gc.disable()
     control = make_control()
     with Sensors(config, control) as sensors:
         ring = Ring.create(ring_bytes(config, len(sensors.lines)))
         sampler = Sampler(config, sensors, ring)
         server = Server(config, ring, control)
         server.start()
+        gc.freeze()
         sampler.start()
         try:
             ready = server.wait_ready()

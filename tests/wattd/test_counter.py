@@ -89,7 +89,7 @@ def test_power_apart_is_not_joined() -> None:
 
 
 def test_edge_lies_between_the_last_old_and_the_first_new_reading() -> None:
-    """An edge came after the last question that got the old value, and before the first answer with the new."""
+    """An edge lies after the last question that got the old value, before the first answer with the new."""
     tracker, energies, powers = Tracker(3, device(0)), list[int](), list[float]()
     tracker.take(Reading(100, 50.0), 10, 12, energies, powers)
     tracker.take(Reading(100, 50.0), 20, 22, energies, powers)
