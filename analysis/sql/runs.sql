@@ -1,0 +1,155 @@
+-- grain: one row per (run_id, node, boot_id)
+-- A run on a node, from its first rank's begin to its last rank's end. Open where a rank has not ended: then it lasts
+-- until the archive ends.
+with begins as (
+    select
+        run_id,
+        node,
+        boot_id,
+        max(run) as run,
+        max(job_id) as job,
+        max(method) as method,
+        max(seed) as seed,
+        max(tokens_phase) as tokens_phase,
+        max(world_size) as world_size,
+        count(distinct "rank") as rank_count,
+        coalesce(max(restarts), 0) as restarts,
+        max(case when synchronised then 1 else 0 end) = 1 as synchronised,
+        min(monotonic_nano) as begin_monotonic_nano,
+        count(distinct client) as client_count
+    from staged_events
+    where type = 'run_begin' and monotonic_nano is not null
+    group by run_id, node, boot_id
+),
+
+ends as (
+    select
+        run_id,
+        node,
+        boot_id,
+        max(monotonic_nano) as end_monotonic_nano,
+        max(closed_by) as closed_by,
+        count(distinct client) as client_count
+    from staged_events
+    where type = 'run_end' and monotonic_nano is not null
+    group by run_id, node, boot_id
+),
+
+spans as (
+    select
+        begins.run_id,
+        begins.node,
+        begins.boot_id,
+        begins.run,
+        begins.job,
+        begins.method,
+        begins.seed,
+        begins.tokens_phase,
+        begins.world_size,
+        begins.rank_count,
+        begins.restarts,
+        begins.synchronised,
+        begins.begin_monotonic_nano,
+        ends.closed_by,
+        coalesce(ends.client_count, 0) < begins.client_count as open,
+        case
+            when coalesce(ends.client_count, 0) < begins.client_count
+                then coalesce(staged_ends.monotonic_nano, ends.end_monotonic_nano, begins.begin_monotonic_nano)
+            else ends.end_monotonic_nano
+        end as end_monotonic_nano
+    from begins
+    left join ends
+        on
+            begins.run_id = ends.run_id
+            and begins.node = ends.node
+            and begins.boot_id = ends.boot_id
+    left join staged_ends
+        on
+            begins.node = staged_ends.node
+            and begins.boot_id = staged_ends.boot_id
+),
+
+moments as (
+    select
+        node,
+        boot_id,
+        begin_monotonic_nano as monotonic_nano,
+        cast(null as bigint) as offset_nano
+    from spans
+    union all
+    select
+        node,
+        boot_id,
+        end_monotonic_nano as monotonic_nano,
+        cast(null as bigint) as offset_nano
+    from spans
+    union all
+    select
+        node,
+        boot_id,
+        monotonic_nano,
+        time_unix_nano - monotonic_nano as offset_nano
+    from clock
+),
+
+placed as (
+    select
+        node,
+        boot_id,
+        monotonic_nano,
+        offset_nano,
+        last_value(offset_nano ignore nulls) over (
+            partition by node, boot_id
+            order by monotonic_nano
+            rows between unbounded preceding and current row
+        ) as offset_before_nano,
+        first_value(offset_nano ignore nulls) over (
+            partition by node, boot_id
+            order by monotonic_nano
+            rows between current row and unbounded following
+        ) as offset_after_nano
+    from moments
+),
+
+walls as (
+    select
+        node,
+        boot_id,
+        monotonic_nano,
+        max(monotonic_nano + coalesce(offset_before_nano, offset_after_nano)) as time_unix_nano
+    from placed
+    where offset_nano is null
+    group by node, boot_id, monotonic_nano
+)
+
+select
+    spans.run_id,
+    spans.run,
+    spans.job,
+    spans.node,
+    spans.boot_id,
+    spans.method,
+    spans.seed,
+    spans.tokens_phase,
+    spans.world_size,
+    spans.rank_count,
+    spans.restarts,
+    spans.synchronised,
+    spans.begin_monotonic_nano,
+    spans.end_monotonic_nano,
+    (spans.end_monotonic_nano - spans.begin_monotonic_nano) / 1e9 as duration_seconds,
+    begun.time_unix_nano as begin_time_unix_nano,
+    ended.time_unix_nano as end_time_unix_nano,
+    spans.open,
+    spans.closed_by
+from spans
+left join walls as begun
+    on
+        spans.node = begun.node
+        and spans.boot_id = begun.boot_id
+        and spans.begin_monotonic_nano = begun.monotonic_nano
+left join walls as ended
+    on
+        spans.node = ended.node
+        and spans.boot_id = ended.boot_id
+        and spans.end_monotonic_nano = ended.monotonic_nano

@@ -1,0 +1,198 @@
+"""The counter of one device as evidence: where its edges are, what power is plausible, and where it is blind."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+NANO = 1_000_000_000
+# An interval between updates that is longer than this many usual ones, and than the floor, is a gap in the evidence.
+GAP_UPDATES = 5
+GAP_FLOOR_NANO = NANO // 2
+# A known power limit is kept over milliseconds only on average.
+LIMIT_MARGIN = 1.05
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device is.
+
+    Attributes:
+        node: Node it belongs to.
+        device: UUID, else a stable name.
+        domain: One of `gpu package core uncore dram psys node module`.
+        source: `measured`, `estimated` or `simulated`.
+        sensor: Name of the sensor that reads it.
+        update_nano: Nominal update period, nanoseconds; `None` when it is not known.
+        uncertainty_ratio: Half-width of an estimate's interval as a share of the energy; `None` for the rest.
+        power_limit_watts: Highest power limit seen; `None` when it is not known.
+    """
+
+    node: str
+    device: str
+    domain: str
+    source: str
+    sensor: str
+    update_nano: int | None = None
+    uncertainty_ratio: float | None = None
+    power_limit_watts: float | None = None
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Raw readings of one device, in any order.
+
+    Attributes:
+        read: When the counter was read, monotonic nanoseconds.
+        old: Last reading that still showed the old value, monotonic nanoseconds; -1 when it is not known.
+        energy: Counter, joules.
+        low_watts: Lowest power reading; `nan` when there is none.
+        high_watts: Highest power reading; `nan` when there is none.
+    """
+
+    read: Ints
+    old: Ints
+    energy: Floats
+    low_watts: float = float("nan")
+    high_watts: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Edges of a cumulative counter.
+
+    Attributes:
+        edge: When each value became true (the middle of its bracket), monotonic nanoseconds, rising.
+        bracket: Width of each edge's bracket, nanoseconds.
+        energy: The counter from each edge on, joules, rising.
+        period: The usual time between updates, nanoseconds; 0 with fewer than two.
+        low_watts: Lowest power reading; `nan` when there is none.
+        high_watts: Highest power reading; `nan` when there is none.
+    """
+
+    edge: Ints
+    bracket: Ints
+    energy: Floats
+    period: int
+    low_watts: float = float("nan")
+    high_watts: float = float("nan")
+
+    def at(self, time: Ints, shift: int = 0) -> Floats:
+        """Returns the counter at times, straight between edges and flat beyond them, joules.
+
+        Args:
+            time: Monotonic nanoseconds.
+            shift: How much later than the truth the counter is taken to be, nanoseconds.
+        """
+        if not len(self.edge):
+            return np.zeros(len(time))
+        origin = int(self.edge[0])
+        # Differences first: nanoseconds since boot do not fit a float for ever.
+        seconds = (time - origin + shift).astype(np.float64)
+        return np.interp(seconds, (self.edge - origin).astype(np.float64), self.energy - self.energy[0])
+
+    def between(self, begin: int, end: int) -> "Counter":
+        """Returns the edges that say something about a stretch of time: those inside and one on either side."""
+        first = max(int(np.searchsorted(self.edge, begin, side="right")) - 1, 0)
+        last = min(int(np.searchsorted(self.edge, end, side="left")) + 1, len(self.edge))
+        kept = slice(first, last)
+        edge = self.edge[kept]
+        period = int(np.median(np.diff(edge))) if len(edge) > 1 else self.period
+        return Counter(edge, self.bracket[kept], self.energy[kept], period, self.low_watts, self.high_watts)
+
+
+def locate(readings: Readings, update_nano: int | None = None) -> Counter:
+    """Finds the counter's edges in its readings.
+
+    A reading that shows nothing new is left out. An edge lies between the last reading of the old value and the first of
+    the new one, and not earlier than one nominal update before it was read, where the sensor's period is known.
+
+    Args:
+        readings: The readings.
+        update_nano: Nominal update period of the sensor, nanoseconds.
+    """
+    order = np.argsort(readings.read, kind="stable")
+    read, old, energy = readings.read[order], readings.old[order], readings.energy[order]
+    before = np.concatenate([read[:1], read[:-1]])
+    known = np.maximum.accumulate(energy) if len(energy) else energy
+    news = np.concatenate([np.ones(min(len(energy), 1), dtype=bool), energy[1:] > known[:-1]])
+    read, old, energy, before = read[news], old[news], energy[news], before[news]
+    usual = int(np.median(np.diff(read))) if len(read) > 1 else (update_nano or 0)
+    unknown = old < 0
+    old = np.where(unknown, np.maximum(read - usual, np.where(before < read, before, read - usual)), old)
+    if update_nano:
+        old = np.maximum(old, read - update_nano)
+    edge = old + (read - old) // 2
+    rising = np.concatenate([np.ones(min(len(edge), 1), dtype=bool), edge[1:] > np.maximum.accumulate(edge)[:-1]])
+    edge, bracket, energy = edge[rising], (read - old)[rising], energy[rising]
+    period = int(np.median(np.diff(edge))) if len(edge) > 1 else 0
+    return Counter(edge, bracket, energy, period, readings.low_watts, readings.high_watts)
+
+
+def power_bounds(counter: Counter, limit_watts: float | None, *, blurred: bool) -> tuple[float, float]:
+    """Returns the lowest and highest power that is plausible for any moment, watts.
+
+    What was seen is the mean over an update. Where most updates lie inside one phase, no phase can be far beyond what
+    was seen. Where the updates are blurred over several phases, the extremes are hidden: then only the power limit
+    bounds from above, else twice the highest mean, and nothing bounds from below.
+
+    Args:
+        counter: Edges over the run.
+        limit_watts: The device's power limit; `None` when it is not known.
+        blurred: Most of the time lies in updates that phases share.
+    """
+    span = np.diff(counter.edge) / NANO
+    # A short interval's mean is mostly the error of its two edges.
+    usual = span >= counter.period / NANO / 2
+    means = np.diff(counter.energy)[usual] / span[usual]
+    seen = np.append(means, [counter.low_watts, counter.high_watts])
+    seen = seen[~np.isnan(seen)]
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
+    margin = 0.25 * (high - low) + 0.05 * high
+    if not blurred:
+        return max(low - margin, 0.0), high + margin
+    return 0.0, max(high, LIMIT_MARGIN * limit_watts if limit_watts else 2 * high)
+
+
+def blind_spots(counter: Counter, gaps: Ints, windows: list[tuple[int, int]]) -> Ints:
+    """Returns where the counter says too little: long intervals, recorded gaps, before the first and after the last edge.
+
+    Args:
+        counter: Edges over the run.
+        gaps: Recorded gaps, one row (begin, end) each, monotonic nanoseconds.
+        windows: When the run ran.
+
+    Returns:
+        Disjoint stretches in order, one row (begin, end) each, monotonic nanoseconds.
+    """
+    limit = max(GAP_UPDATES * counter.period, GAP_FLOOR_NANO)
+    begin, end = windows[0][0], windows[-1][1]
+    edge = counter.edge
+    if not len(edge):
+        return np.array([[begin, end]], dtype=np.int64)
+    long = np.flatnonzero(np.diff(edge) > limit)
+    spots = [np.column_stack([edge[long], edge[long + 1]]), gaps.reshape(-1, 2)]
+    spots.append(np.array([[begin, edge[0]], [edge[-1], end]], dtype=np.int64))
+    every = np.vstack(spots)
+    every = every[every[:, 1] > every[:, 0]]
+    every = every[np.argsort(every[:, 0], kind="stable")]
+    if not len(every):
+        return every
+    reach = np.maximum.accumulate(every[:, 1])
+    first = np.append(True, every[1:, 0] > reach[:-1])
+    last = np.append(first[1:], True)
+    return np.column_stack([every[first, 0], reach[last]])
+
+
+def blind_until(spots: Ints, time: Ints) -> Ints:
+    """Returns how much blind time lies before each moment, nanoseconds."""
+    if not len(spots):
+        return np.zeros(len(time), dtype=np.int64)
+    length = spots[:, 1] - spots[:, 0]
+    total = np.concatenate([[0], np.cumsum(length)])
+    place = np.searchsorted(spots[:, 0], time, side="right") - 1
+    inside = np.clip(time - spots[place, 0], 0, length[place])
+    return np.where(place >= 0, total[place] + inside, 0)

@@ -1,0 +1,176 @@
+"""The estimator `overlap`: the energy of each counter update is shared out by time.
+
+Between two edges of the counter its power is taken to be constant. That is exact where an update lies inside one row,
+and a guess where rows share it. The guess does not average out over many steps, so its error is bounded, not
+estimated: for each shared update, how far could the truth be from the share, given the lowest and the highest power the
+device can plausibly draw? The bounds of a row add up.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wattq.counter import (
+    NANO,
+    Counter,
+    Device,
+    Floats,
+    Ints,
+    blind_spots,
+    blind_until,
+    power_bounds,
+)
+from wattq.sweep import Pieces
+
+# How late a sensor's counter may be, nanoseconds (delay and rise of boards are some milliseconds).
+_DELAY_GPU = 10_000_000
+_DELAY_CPU = 1_000_000
+# The share of a row's energy that its half-width may not pass, and of its time that must be covered.
+WIDEST = 0.5
+LEAST_COVERAGE = 0.5
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What each row of a device got, all arrays with one entry a row.
+
+    Attributes:
+        seconds: Time in the row, seconds.
+        joules: Energy, joules.
+        statistical: 95 % half-width from sharing updates and from edges that are not known exactly, joules.
+        response: Half-width from a delay of the sensor that is not known, joules.
+        blind_seconds: Time of the row that no usable update covers, seconds.
+        max_gap_seconds: Longest interval between updates that touches the row, seconds.
+        stretches: Number of uninterrupted stretches.
+        updates: Number of counter edges inside the run.
+        known: The counter is known on both sides of some of the run, so that its energy has a meaning.
+        period_seconds: Usual time between updates, seconds.
+    """
+
+    seconds: Floats
+    joules: Floats
+    statistical: Floats
+    response: Floats
+    blind_seconds: Floats
+    max_gap_seconds: Floats
+    stretches: Ints
+    updates: int
+    known: bool
+    period_seconds: float
+
+
+def delay_nano(device: Device, period: int) -> int:
+    """Returns how late the counter of a device may plausibly be, nanoseconds."""
+    if device.source == "estimated":
+        return period // 2
+    return _DELAY_GPU if device.domain in {"gpu", "module"} else _DELAY_CPU
+
+
+def _grid(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Ints]:
+    """Cuts pieces at the counter's edges: begin, end, row and interval (0: before the first edge) of each slice."""
+    inside = counter.edge[(counter.edge > pieces.start[0]) & (counter.edge < pieces.stop[-1])]
+    bounds = np.unique(np.concatenate([pieces.start, pieces.stop, inside]))
+    left, right = bounds[:-1], bounds[1:]
+    piece = np.searchsorted(pieces.start, left, side="right") - 1
+    keep = right <= pieces.stop[piece]
+    left, right, piece = left[keep], right[keep], piece[keep]
+    return left, right, pieces.row[piece], np.searchsorted(counter.edge, left, side="right")
+
+
+def _exposure(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Floats]:
+    """Returns, per (interval, row) that meet: interval, row, nanoseconds, and the interval's length in nanoseconds."""
+    left, right, row, interval = _grid(counter, pieces)
+    count = len(pieces.rows)
+    key = interval * count + row
+    kinds, place = np.unique(key, return_inverse=True)
+    time = np.bincount(place, weights=(right - left).astype(np.float64)).astype(np.int64)
+    first = np.minimum(counter.edge[0], pieces.start[0]) if len(counter.edge) else pieces.start[0]
+    last = np.maximum(counter.edge[-1], pieces.stop[-1]) if len(counter.edge) else pieces.stop[-1]
+    length = np.diff(np.concatenate([[first], counter.edge, [last]])).astype(np.float64)
+    return kinds // count, kinds % count, time, length
+
+
+def _sharing(
+    counter: Counter, exposure: tuple[Ints, Ints, Ints, Floats], bounds: tuple[float, float], rows: int
+) -> Floats:
+    """Bounds how far the truth of each row can be from its share by time, joules."""
+    interval, row, time, length = exposure
+    low, high = bounds
+    # Beyond the first and last edge nothing is known but that power is plausible.
+    energy = np.concatenate([[np.nan], np.diff(counter.energy), [np.nan]])[: len(length)]
+    span, delta, own = length[interval] / NANO, energy[interval], time / NANO
+    rest = np.clip(span - own, 0.0, None)
+    known = ~np.isnan(delta)
+    share = np.where(known, delta * own / np.where(span > 0, span, 1.0), 0.0)
+    least = np.where(known, np.fmax(low * own, delta - high * rest), 0.0)
+    most = np.where(known, np.fmin(high * own, delta - low * rest), high * own)
+    partly = ~known | (rest > 0)
+    slack = np.where(partly, np.fmax(np.fmax(most - share, share - least), 0.0), 0.0)
+    return np.bincount(row, weights=slack, minlength=rows)
+
+
+def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
+    """Error of each row from not knowing exactly when the counter moved, joules.
+
+    An edge that is late moves energy across the border of two rows. What all edges have in common cancels except for
+    the change of power at the border; what is each edge's own adds up at random.
+    """
+    rows = len(pieces.rows)
+    if len(counter.edge) < 2:
+        return np.zeros(rows)
+    power = np.diff(counter.energy) / (np.diff(counter.edge) / NANO)
+    touch = pieces.start[1:] == pieces.stop[:-1]
+    border = pieces.start[1:][touch]
+    interval = np.clip(np.searchsorted(counter.edge, border, side="right") - 1, 0, len(power) - 1)
+    half = counter.bracket[interval] / NANO / 2
+    step = np.abs(power[np.minimum(interval + 1, len(power) - 1)] - power[np.maximum(interval - 1, 0)])
+    linear, square = np.zeros(rows), np.zeros(rows)
+    for side in (pieces.row[:-1][touch], pieces.row[1:][touch]):
+        linear += np.bincount(side, weights=step * half, minlength=rows)
+        square += np.bincount(side, weights=(power[interval] * half) ** 2, minlength=rows)
+    return np.asarray(linear + np.sqrt(square))
+
+
+def _energy(counter: Counter, pieces: Pieces, shift: int = 0) -> Floats:
+    joules = counter.at(pieces.stop, shift) - counter.at(pieces.start, shift)
+    return np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows))
+
+
+def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Shares:
+    """Shares a device's counter out to the rows of a run.
+
+    Args:
+        counter: The device's edges.
+        device: What the device is.
+        pieces: The run, cut into rows.
+        gaps: Recorded gaps of the device, one row (begin, end) each, monotonic nanoseconds.
+    """
+    rows = len(pieces.rows)
+    begin, end = int(pieces.start[0]), int(pieces.stop[-1])
+    counter = counter.between(begin, end)
+    nanos = (pieces.stop - pieces.start).astype(np.float64)
+    joules = _energy(counter, pieces)
+    delay = delay_nano(device, counter.period)
+    late, early = _energy(counter, pieces, delay), _energy(counter, pieces, -delay)
+    exposure = _exposure(counter, pieces)
+    interval, row, time, length = exposure
+    pure = time[length[interval] - time <= 0].sum()
+    bounds = power_bounds(counter, device.power_limit_watts, blurred=bool(pure < nanos.sum() / 2))
+    statistical = _sharing(counter, exposure, bounds, rows) + _edge_error(counter, pieces)
+    longest = np.zeros(rows)
+    np.maximum.at(longest, row, length[interval])
+    spots = blind_spots(counter, gaps, [(begin, end)])
+    blind = (blind_until(spots, pieces.stop) - blind_until(spots, pieces.start)).astype(np.float64)
+    borders = np.append(True, (pieces.row[1:] != pieces.row[:-1]) | (pieces.start[1:] != pieces.stop[:-1]))
+    return Shares(
+        seconds=np.bincount(pieces.row, weights=nanos, minlength=rows) / NANO,
+        joules=joules,
+        statistical=statistical,
+        response=np.maximum(np.abs(late - joules), np.abs(early - joules)),
+        blind_seconds=np.bincount(pieces.row, weights=blind, minlength=rows) / NANO,
+        max_gap_seconds=longest / NANO,
+        stretches=np.bincount(pieces.row[borders], minlength=rows),
+        updates=int(((counter.edge >= begin) & (counter.edge <= end)).sum()),
+        known=len(counter.edge) > 1,
+        period_seconds=counter.period / NANO,
+    )

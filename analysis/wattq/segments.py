@@ -1,0 +1,129 @@
+"""The files of an archive: which there are, and what the first line of each says."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from wattq.errors import UserError
+
+VERSION = 1
+# Foreign files may lie in the folder; only what is named like a segment is read.
+_NAME = re.compile(r"^(?P<stem>[0-9a-f]{8}-\d{6,})\.jsonl(?P<closed>\.zst)?$")
+
+_HEADER = """
+    {type: 'VARCHAR', version: 'INTEGER', kind: 'VARCHAR', node: 'VARCHAR', boot_id: 'VARCHAR', segment: 'BIGINT',
+     wattd_version: 'VARCHAR', monotonic_nano: 'BIGINT', time_unix_nano: 'BIGINT',
+     devices: 'STRUCT("number" INTEGER, device VARCHAR, "index" INTEGER, domain VARCHAR, source VARCHAR, sensor VARCHAR,
+               model VARCHAR, update_nano BIGINT, uncertainty_ratio DOUBLE)[]'}
+"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file of the archive.
+
+    Attributes:
+        path: Where it is.
+        kind: `samples` or `events`.
+        node: Node that wrote it.
+        boot_id: Boot of the node.
+        number: Number of the segment within boot and kind.
+        wattd_version: Version of the daemon that wrote it.
+        monotonic_nano: When it was opened, CLOCK_MONOTONIC.
+        time_unix_nano: The same moment, Unix time.
+        devices: What its lines call the devices; samples only.
+    """
+
+    path: Path
+    kind: str
+    node: str
+    boot_id: str
+    number: int
+    wattd_version: str | None = None
+    monotonic_nano: int | None = None
+    time_unix_nano: int | None = None
+    devices: list[dict[str, Any]] = field(default_factory=list)
+
+
+def quoted(text: str | Path) -> str:
+    """Returns a text as an SQL literal."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def reader(paths: Iterable[Path], columns: str) -> str:
+    """Returns the table function that reads lines of files; a line that cannot be read is a row of nulls."""
+    files = ", ".join(quoted(path) for path in paths)
+    return (
+        f"read_json([{files}], format = 'newline_delimited', columns = {columns}, ignore_errors = true, "
+        "filename = true, hive_partitioning = false, maximum_object_size = 67108864)"
+    )
+
+
+def list_files(archive: Path) -> list[Path]:
+    """Lists the segments of an archive, each once, in the order in which they were written.
+
+    While the daemon compresses a segment both forms may be there; the closed one is whole.
+
+    Raises:
+        UserError: There is no archive of a version that is understood.
+    """
+    if not archive.is_dir():
+        raise UserError(f"{archive} is not a folder: name the archive that `wattd serve` wrote")
+    found: dict[tuple[str, str], Path] = {}
+    for path in archive.glob(f"v={VERSION}/kind=*/host=*/date=*/*.jsonl*"):
+        named = _NAME.match(path.name)
+        kind = path.parts[-4].removeprefix("kind=")
+        if named is None or kind not in {"samples", "events"}:
+            continue
+        key = (str(path.parent), named["stem"])
+        if named["closed"] or key not in found:
+            found[key] = path
+    if not found:
+        raise UserError(_why_empty(archive))
+    return sorted(found.values(), key=lambda path: (path.parts[-4:-2], path.parts[-2], path.name))
+
+
+def _why_empty(archive: Path) -> str:
+    others = sorted(path.name for path in archive.glob("v=*") if path.name != f"v={VERSION}")
+    if others:
+        return (
+            f"{archive} is an archive of another version ({', '.join(others)}); this wattq reads v={VERSION}: "
+            "use the wattq that came with the wattd that wrote it"
+        )
+    return f"{archive} holds no samples or events: start `wattd serve --archive {archive}` and run something first"
+
+
+def read_header(connection: duckdb.DuckDBPyConnection, path: Path) -> Segment | None:
+    """Reads the first line of a file; `None` when it is not a segment, or has no first line yet.
+
+    Raises:
+        UserError: The segment is of another version.
+        duckdb.IOException: The file is gone; it may have been compressed in the meantime.
+    """
+    source = reader([path], _HEADER)
+    lines = connection.execute(f"select columns(* exclude filename) from {source} limit 1")  # noqa: S608 paths are quoted
+    names = [column[0] for column in lines.description or []]
+    row = lines.fetchone()
+    if row is None:
+        return None
+    line = dict(zip(names, row, strict=True))
+    if line["type"] != "segment" or line["boot_id"] is None or line["kind"] is None:
+        return None
+    if line["version"] != VERSION:
+        raise UserError(f"{path} is of version {line['version']}; this wattq reads version {VERSION}")
+    host = path.parts[-3].removeprefix("host=")
+    return Segment(
+        path=path,
+        kind=line["kind"],
+        node=line["node"] or host,
+        boot_id=line["boot_id"],
+        number=line["segment"] or 0,
+        wattd_version=line["wattd_version"],
+        monotonic_nano=line["monotonic_nano"],
+        time_unix_nano=line["time_unix_nano"],
+        devices=[device for device in line["devices"] or [] if device is not None],
+    )
