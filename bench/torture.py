@@ -9,6 +9,7 @@ exactly once, and no counter went down.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -140,7 +141,7 @@ def _check(archive: Path, seen: set[bytes], marked: int) -> list[str]:
                             f"the counter of device {device} went down: {counters[device]} to {joules}"
                         )
                     counters[device] = joules
-    for previous, number in zip(numbers, numbers[1:], strict=False):
+    for previous, number in itertools.pairwise(numbers):
         if number not in {previous + 1, 0}:
             faults.append(f"lines {previous + 1} to {number - 1} are missing in a segment")
     gone = {json.dumps(json.loads(line), sort_keys=True) for line in seen} - kept
