@@ -17,7 +17,7 @@ with edges as (
             phases.run_id = staged_claims.run_id
             and phases.node = staged_claims.node
             and phases.boot_id = staged_claims.boot_id
-            and phases."rank" = staged_claims."rank"
+            and phases.rank = staged_claims.rank
     union all
     select
         phases.run_id,
@@ -33,7 +33,7 @@ with edges as (
             phases.run_id = staged_claims.run_id
             and phases.node = staged_claims.node
             and phases.boot_id = staged_claims.boot_id
-            and phases."rank" = staged_claims."rank"
+            and phases.rank = staged_claims.rank
 ),
 
 bounded as (

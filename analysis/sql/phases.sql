@@ -8,7 +8,7 @@ with ranked as (
         boot_id,
         client,
         phase_number,
-        "rank",
+        rank,
         thread,
         phase,
         begin_monotonic_nano,
@@ -50,17 +50,17 @@ ended as (
         ranked.boot_id,
         ranked.client,
         ranked.phase_number,
-        ranked."rank",
+        ranked.rank,
         ranked.thread,
         ranked.phase,
         ranked.begin_monotonic_nano,
+        ranked.tokens,
+        ranked.failed,
+        ranked.closed_by,
         coalesce(
             ranked.end_monotonic_nano, run_ends.monotonic_nano, staged_ends.monotonic_nano
         ) as end_monotonic_nano,
-        ranked.tokens,
-        ranked.failed,
-        ranked.end_monotonic_nano is null as open,
-        ranked.closed_by
+        ranked.end_monotonic_nano is null as open
     from ranked
     left join run_ends
         on
@@ -73,6 +73,32 @@ ended as (
             ranked.node = staged_ends.node
             and ranked.boot_id = staged_ends.boot_id
     where ranked.place = 1
+),
+
+answers as (
+    select
+        run_id,
+        node,
+        boot_id,
+        client,
+        phase_number,
+        rank,
+        thread,
+        phase,
+        begin_monotonic_nano,
+        tokens,
+        failed,
+        open,
+        closed_by,
+        case
+            when end_monotonic_nano > begin_monotonic_nano then end_monotonic_nano
+            else begin_monotonic_nano
+        end as end_monotonic_nano,
+        case
+            when end_monotonic_nano > begin_monotonic_nano then (end_monotonic_nano - begin_monotonic_nano) / 1e9
+            else 0.0
+        end as duration_seconds
+    from ended
 )
 
 select
@@ -81,20 +107,14 @@ select
     boot_id,
     client,
     phase_number,
-    "rank",
+    rank,
     thread,
     phase,
     begin_monotonic_nano,
-    case
-        when end_monotonic_nano > begin_monotonic_nano then end_monotonic_nano
-        else begin_monotonic_nano
-    end as end_monotonic_nano,
-    case
-        when end_monotonic_nano > begin_monotonic_nano then (end_monotonic_nano - begin_monotonic_nano) / 1e9
-        else 0.0
-    end as duration_seconds,
+    end_monotonic_nano,
+    duration_seconds,
     tokens,
     failed,
     open,
     closed_by
-from ended
+from answers

@@ -7,7 +7,7 @@ with device_totals as (
         node,
         device,
         domain,
-        max(source) as source,
+        max(source) as source, -- noqa: RF04
         sum(energy_joules) as energy_joules,
         min(case when energy_joules is null and phase = '(unresolved)' then 0 else 1 end) as known
     from phase_energy
@@ -65,9 +65,9 @@ totals as (
 heads as (
     select
         run_id,
-        max(run) as run,
+        max(run) as run, -- noqa: RF04
         max(job) as job,
-        max(method) as method,
+        max(method) as method, -- noqa: RF04
         max(seed) as seed,
         max(tokens_phase) as tokens_phase,
         max(restarts) as restarts,
@@ -96,47 +96,71 @@ ranked_tokens as (
             order by
                 case when phase_tokens.phase = 'student_forward' then 0 else 1 end,
                 phase_tokens.tokens desc,
-                phase_tokens.phase
+                phase_tokens.phase asc
         ) as place
     from heads
     inner join phase_tokens on heads.run_id = phase_tokens.run_id
     where coalesce(heads.tokens_phase, '') = '' or heads.tokens_phase = phase_tokens.phase
+),
+
+answers as (
+    select
+        heads.run_id,
+        heads.run,
+        heads.job,
+        heads.method,
+        heads.seed,
+        heads.restarts,
+        heads.duration_seconds,
+        totals.node_count,
+        totals.gpu_energy_joules,
+        totals.package_energy_joules,
+        totals.dram_energy_joules,
+        totals.module_energy_joules,
+        totals.node_energy_joules,
+        cast(ranked_tokens.tokens as bigint) as tokens,
+        case when totals.known = 1 then totals.known_energy_joules end as energy_joules,
+        case
+            when totals.is_measured + totals.is_estimated + totals.is_simulated + totals.is_imported > 1 then 'mixed'
+            when totals.is_estimated = 1 then 'estimated'
+            when totals.is_simulated = 1 then 'simulated'
+            when totals.is_imported = 1 then 'imported'
+            when totals.is_measured = 1 then 'measured'
+        end as source, -- noqa: RF04
+        coalesce(nullif(heads.tokens_phase, ''), ranked_tokens.phase) as tokens_phase,
+        case
+            when totals.known = 1 and ranked_tokens.tokens > 0 then totals.known_energy_joules / ranked_tokens.tokens
+        end as energy_per_token_joules,
+        case
+            when totals.run_id is null then 'no device of the run has a counter'
+            when totals.known = 0 then 'the energy of a device is not known: see its rows in phase_energy'
+        end as reason
+    from heads
+    left join totals on heads.run_id = totals.run_id
+    left join ranked_tokens
+        on
+            heads.run_id = ranked_tokens.run_id
+            and ranked_tokens.place = 1
 )
 
 select
-    heads.run_id,
-    heads.run,
-    heads.job,
-    heads.method,
-    heads.seed,
-    heads.restarts,
-    heads.duration_seconds,
-    totals.node_count,
-    case when totals.known = 1 then totals.known_energy_joules end as energy_joules,
-    totals.gpu_energy_joules,
-    totals.package_energy_joules,
-    totals.dram_energy_joules,
-    totals.module_energy_joules,
-    totals.node_energy_joules,
-    case
-        when totals.is_measured + totals.is_estimated + totals.is_simulated + totals.is_imported > 1 then 'mixed'
-        when totals.is_estimated = 1 then 'estimated'
-        when totals.is_simulated = 1 then 'simulated'
-        when totals.is_imported = 1 then 'imported'
-        when totals.is_measured = 1 then 'measured'
-    end as source,
-    coalesce(nullif(heads.tokens_phase, ''), ranked_tokens.phase) as tokens_phase,
-    cast(ranked_tokens.tokens as bigint) as tokens,
-    case
-        when totals.known = 1 and ranked_tokens.tokens > 0 then totals.known_energy_joules / ranked_tokens.tokens
-    end as energy_per_token_joules,
-    case
-        when totals.run_id is null then 'no device of the run has a counter'
-        when totals.known = 0 then 'the energy of a device is not known: see its rows in phase_energy'
-    end as reason
-from heads
-left join totals on heads.run_id = totals.run_id
-left join ranked_tokens
-    on
-        heads.run_id = ranked_tokens.run_id
-        and ranked_tokens.place = 1
+    run_id,
+    run,
+    job,
+    method,
+    seed,
+    restarts,
+    node_count,
+    duration_seconds,
+    energy_joules,
+    gpu_energy_joules,
+    package_energy_joules,
+    dram_energy_joules,
+    module_energy_joules,
+    node_energy_joules,
+    source,
+    tokens_phase,
+    tokens,
+    energy_per_token_joules,
+    reason
+from answers

@@ -6,13 +6,13 @@ with begins as (
         run_id,
         node,
         boot_id,
-        max(run) as run,
+        max(run) as run, -- noqa: RF04
         max(job_id) as job,
-        max(method) as method,
+        max(method) as method, -- noqa: RF04
         max(seed) as seed,
         max(tokens_phase) as tokens_phase,
         max(world_size) as world_size,
-        count(distinct "rank") as rank_count,
+        count(distinct rank) as rank_count,
         coalesce(max(restarts), 0) as restarts,
         max(case when synchronised then 1 else 0 end) = 1 as synchronised,
         min(monotonic_nano) as begin_monotonic_nano,
@@ -120,36 +120,60 @@ walls as (
     from placed
     where offset_nano is null
     group by node, boot_id, monotonic_nano
+),
+
+answers as (
+    select
+        spans.run_id,
+        spans.run,
+        spans.job,
+        spans.node,
+        spans.boot_id,
+        spans.method,
+        spans.seed,
+        spans.tokens_phase,
+        spans.world_size,
+        spans.rank_count,
+        spans.restarts,
+        spans.synchronised,
+        spans.begin_monotonic_nano,
+        spans.end_monotonic_nano,
+        begun.time_unix_nano as begin_time_unix_nano,
+        ended.time_unix_nano as end_time_unix_nano,
+        spans.open,
+        spans.closed_by,
+        (spans.end_monotonic_nano - spans.begin_monotonic_nano) / 1e9 as duration_seconds
+    from spans
+    left join walls as begun
+        on
+            spans.node = begun.node
+            and spans.boot_id = begun.boot_id
+            and spans.begin_monotonic_nano = begun.monotonic_nano
+    left join walls as ended
+        on
+            spans.node = ended.node
+            and spans.boot_id = ended.boot_id
+            and spans.end_monotonic_nano = ended.monotonic_nano
 )
 
 select
-    spans.run_id,
-    spans.run,
-    spans.job,
-    spans.node,
-    spans.boot_id,
-    spans.method,
-    spans.seed,
-    spans.tokens_phase,
-    spans.world_size,
-    spans.rank_count,
-    spans.restarts,
-    spans.synchronised,
-    spans.begin_monotonic_nano,
-    spans.end_monotonic_nano,
-    (spans.end_monotonic_nano - spans.begin_monotonic_nano) / 1e9 as duration_seconds,
-    begun.time_unix_nano as begin_time_unix_nano,
-    ended.time_unix_nano as end_time_unix_nano,
-    spans.open,
-    spans.closed_by
-from spans
-left join walls as begun
-    on
-        spans.node = begun.node
-        and spans.boot_id = begun.boot_id
-        and spans.begin_monotonic_nano = begun.monotonic_nano
-left join walls as ended
-    on
-        spans.node = ended.node
-        and spans.boot_id = ended.boot_id
-        and spans.end_monotonic_nano = ended.monotonic_nano
+    run_id,
+    run,
+    job,
+    node,
+    boot_id,
+    method,
+    seed,
+    tokens_phase,
+    world_size,
+    rank_count,
+    restarts,
+    synchronised,
+    begin_monotonic_nano,
+    end_monotonic_nano,
+    duration_seconds,
+    begin_time_unix_nano,
+    end_time_unix_nano,
+    open,
+    closed_by
+from answers

@@ -50,9 +50,9 @@ select
     counted.boot_id,
     counted.sensor,
     cast(counted.device_count as bigint) as device_count,
-    coalesce(words.up, counted.device_count > 0) as up,
     words.reason,
-    words.monotonic_nano
+    words.monotonic_nano,
+    coalesce(words.up, counted.device_count > 0) as up
 from counted
 left join words
     on

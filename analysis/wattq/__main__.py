@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -27,8 +28,8 @@ _SQL = """examples:
   wattq sql build/demo/archive "select phase, sum(energy_joules) from phase_energy group by phase"
   wattq sql "select * from gaps"        (archive of the daemon on this machine)
 
-views: devices samples jobs runs phases phase_energy phase_energy_overlap run_energy gaps clock sensors device_state
-evaluations ept"""
+views: devices samples jobs runs phases phase_energy phase_energy_overlap run_energy gaps clock sensors
+device_state evaluations ept"""
 _REPORT = """examples:
   wattq report build/demo/archive --output report.html
   wattq report --run qwen-response-0 --output - > report.html"""
@@ -51,7 +52,9 @@ def _command(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("archive", nargs="?", metavar="ARCHIVE", help="folder that wattd wrote (default: this machine's)")
+    parser.add_argument(
+        "archive", nargs="?", metavar="ARCHIVE", help="folder that wattd wrote (default: this machine's)"
+    )
     return parser
 
 
@@ -63,11 +66,16 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 def _add_form(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
-    forms.add_argument("--json", dest="format", action="store_const", const="json", help="short for --format json")
+    forms.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="short for --format json"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wattq", description="What the phases of a training job cost in joules: asks an archive of wattd.")
+    parser = _Parser(
+        prog="wattq",
+        description="What the phases of a training job cost in joules: asks an archive of wattd.",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     phases = _command(commands, "phases", "energy per phase, with its interval", _PHASES)
     _add_choice(phases)
@@ -83,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_form(sql)
     report = _command(commands, "report", "one HTML page that needs nothing else", _REPORT)
     _add_choice(report)
-    report.add_argument("--output", metavar="FILE", default="report.html", help="default: report.html; - for stdout")
+    report.add_argument(
+        "--output", metavar="FILE", default="report.html", help="default: report.html; - for stdout"
+    )
     return parser
 
 
@@ -94,14 +104,20 @@ def _warn(archive: Archive) -> None:
 
 def _nothing(archive: Archive, chosen: Chosen) -> UserError:
     if chosen != Chosen():
-        known = [str(row[0]) for row in archive.query("select distinct run from runs order by run limit 8").rows]
+        known = [
+            str(row[0]) for row in archive.query("select distinct run from runs order by run limit 8").rows
+        ]
         return UserError(f"no such run in {archive.path}; it has {', '.join(known) or 'no runs at all'}")
-    return UserError(f"{archive.path} holds no run yet: tag phases with `kdclient`, or wait for the first marks")
+    return UserError(
+        f"{archive.path} holds no run yet: tag phases with `kdclient`, or wait for the first marks"
+    )
 
 
 def _phases(args: argparse.Namespace) -> None:
     if args.estimator == "regression":
-        raise UserError("the estimator regression is not available in this version: use --estimator overlap", code=2)
+        raise UserError(
+            "the estimator regression is not available in this version: use --estimator overlap", code=2
+        )
     chosen = Chosen(args.job, args.run)
     with Archive(find_archive(args.archive)) as archive:
         answer = archive.query("select * from phase_energy order by rowid", chosen=chosen)
@@ -119,7 +135,9 @@ def _phases(args: argparse.Namespace) -> None:
 
 def _no_rows(archive: Archive, chosen: Chosen) -> UserError:
     if archive.query(f"select 1 from runs where {chosen.condition()} limit 1").rows:  # noqa: S608 quoted by Chosen
-        return UserError(f"{archive.path} has runs but no device that measured them: `wattd probe` says what there is")
+        return UserError(
+            f"{archive.path} has runs but no device that measured them: `wattd probe` says what there is"
+        )
     return _nothing(archive, chosen)
 
 
@@ -151,7 +169,7 @@ def _sql(args: argparse.Namespace) -> None:
 def _position(error: duckdb.Error) -> str:
     """Returns an SQL error as one line, with the place that its caret shows."""
     lines = str(error).splitlines()
-    for upper, lower in zip(lines, lines[1:], strict=False):
+    for upper, lower in pairwise(lines):
         if lower.strip() and not lower.strip().strip("^") and upper.startswith("LINE "):
             row, _, text = upper.partition(": ")
             column = max(lower.index("^") - len(row) - 2, 0)
@@ -175,7 +193,9 @@ def _report(args: argparse.Namespace) -> None:
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}; choose another --output") from error
+        raise UserError(
+            f"cannot write {output}: {error.strerror or error}; choose another --output"
+        ) from error
     print(output)
 
 

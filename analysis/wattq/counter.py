@@ -1,4 +1,4 @@
-"""The counter of one device as evidence: where its edges are, what power is plausible, and where it is blind."""
+"""The counter of one device as evidence: its edges, what power is plausible, and where it is blind."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 NANO = 1_000_000_000
-# An interval between updates that is longer than this many usual ones, and than the floor, is a gap in the evidence.
+# An interval between updates that is longer than this many usual ones, and than the floor, is a gap in the
+# evidence.
 GAP_UPDATES = 5
 GAP_FLOOR_NANO = NANO // 2
 # A known power limit is kept over milliseconds only on average.
@@ -88,14 +89,15 @@ class Counter:
             shift: How much later than the truth the counter is taken to be, nanoseconds.
         """
         if not len(self.edge):
-            return np.zeros(len(time))
+            return np.zeros(len(time), dtype=np.float64)
         origin = int(self.edge[0])
         # Differences first: nanoseconds since boot do not fit a float for ever.
         seconds = (time - origin + shift).astype(np.float64)
-        return np.interp(seconds, (self.edge - origin).astype(np.float64), self.energy - self.energy[0])
+        energy = self.energy - self.energy[0]
+        return np.asarray(np.interp(seconds, (self.edge - origin).astype(np.float64), energy))
 
     def between(self, begin: int, end: int) -> "Counter":
-        """Returns the edges that say something about a stretch of time: those inside and one on either side."""
+        """Returns the edges that tell of a stretch of time: those inside and one on either side."""
         first = max(int(np.searchsorted(self.edge, begin, side="right")) - 1, 0)
         last = min(int(np.searchsorted(self.edge, end, side="left")) + 1, len(self.edge))
         kept = slice(first, last)
@@ -107,8 +109,9 @@ class Counter:
 def locate(readings: Readings, update_nano: int | None = None) -> Counter:
     """Finds the counter's edges in its readings.
 
-    A reading that shows nothing new is left out. An edge lies between the last reading of the old value and the first of
-    the new one, and not earlier than one nominal update before it was read, where the sensor's period is known.
+    A reading that shows nothing new is left out. An edge lies between the last reading of the old value and
+    the first of the new one, and not earlier than one nominal update before it was read, where the sensor's
+    period is known.
 
     Args:
         readings: The readings.
@@ -126,7 +129,9 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
     if update_nano:
         old = np.maximum(old, read - update_nano)
     edge = old + (read - old) // 2
-    rising = np.concatenate([np.ones(min(len(edge), 1), dtype=bool), edge[1:] > np.maximum.accumulate(edge)[:-1]])
+    rising = np.concatenate(
+        [np.ones(min(len(edge), 1), dtype=bool), edge[1:] > np.maximum.accumulate(edge)[:-1]]
+    )
     edge, bracket, energy = edge[rising], (read - old)[rising], energy[rising]
     period = int(np.median(np.diff(edge))) if len(edge) > 1 else 0
     return Counter(edge, bracket, energy, period, readings.low_watts, readings.high_watts)
@@ -135,9 +140,9 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
 def power_bounds(counter: Counter, limit_watts: float | None, *, blurred: bool) -> tuple[float, float]:
     """Returns the lowest and highest power that is plausible for any moment, watts.
 
-    What was seen is the mean over an update. Where most updates lie inside one phase, no phase can be far beyond what
-    was seen. Where the updates are blurred over several phases, the extremes are hidden: then only the power limit
-    bounds from above, else twice the highest mean, and nothing bounds from below.
+    What was seen is the mean over an update. Where most updates lie inside one phase, no phase can be far
+    beyond what was seen. Where the updates are blurred over several phases, the extremes are hidden: then
+    only the power limit bounds from above, else twice the highest mean, and nothing bounds from below.
 
     Args:
         counter: Edges over the run.
@@ -158,7 +163,9 @@ def power_bounds(counter: Counter, limit_watts: float | None, *, blurred: bool) 
 
 
 def blind_spots(counter: Counter, gaps: Ints, windows: list[tuple[int, int]]) -> Ints:
-    """Returns where the counter says too little: long intervals, recorded gaps, before the first and after the last edge.
+    """Returns where the counter says too little.
+
+    That is: in long intervals and recorded gaps, before the first edge and after the last.
 
     Args:
         counter: Edges over the run.

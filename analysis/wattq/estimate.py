@@ -58,24 +58,27 @@ class NodeRun:
     tokens: Ints
 
 
-def _columns(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]  # of many types
+def _columns(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, "np.ndarray[Any, Any]"]:
     fetched = connection.execute(query).fetchnumpy()
     return {name: np.asarray(np.ma.getdata(column)) for name, column in fetched.items()}
 
 
-def _windows(connection: duckdb.DuckDBPyConnection, where: str, phases: Phases, fallback: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns when a run ran: from the first begin to the last end of each of its starts, and never less than its phases."""
+def _windows(
+    connection: duckdb.DuckDBPyConnection, where: str, phases: Phases, fallback: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Returns when a run ran: begin to end of each of its starts, and never less than its phases."""
     found = connection.execute(f"""
         with begins as (
             select client, coalesce(restarts, 0) as restarts, min(monotonic_nano) as begun from staged_events
             where type = 'run_begin' and {where} group by all
         ), ends as (
-            select client, max(monotonic_nano) as ended from staged_events where type = 'run_end' and {where} group by all
+            select client, max(monotonic_nano) as ended from staged_events where type = 'run_end' and {where}
+            group by all
         )
         select min(begun), max(coalesce(ended, {fallback[1]})) from begins left join ends using (client)
         group by restarts
     """).fetchall()  # noqa: S608 quoted
-    limits = np.array([fallback] if not found else found, dtype=np.int64)
+    limits = np.array(found or [fallback], dtype=np.int64)
     start = np.concatenate([limits[:, 0], phases.begin])
     stop = np.concatenate([limits.max(axis=1), phases.end])
     start, stop, _ = union(start, stop, np.zeros(len(start), dtype=np.int64))
@@ -95,7 +98,8 @@ def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Node
     columns = _columns(
         connection,
         f"""
-        select begin_monotonic_nano as begin_nano, end_monotonic_nano as end_nano, coalesce("rank", 0) as "rank",
+        select begin_monotonic_nano as begin_nano, end_monotonic_nano as end_nano,
+            coalesce("rank", 0) as "rank",
             coalesce(tokens, -1) as tokens, phase,
             dense_rank() over (order by client, coalesce(thread, 0)) - 1 as lane
         from phases where {where}
@@ -112,11 +116,13 @@ def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Node
     span = (run["begin_monotonic_nano"], max(run["end_monotonic_nano"], run["begin_monotonic_nano"]))
     head = {key: run[key] for key in ("run_id", "run", "restarts", "job")}
     windows = _windows(connection, where, phases, span)
-    return NodeRun(head, windows, phases, columns["rank"].astype(np.int64), columns["tokens"].astype(np.int64))
+    return NodeRun(
+        head, windows, phases, columns["rank"].astype(np.int64), columns["tokens"].astype(np.int64)
+    )
 
 
 def _sums(phases: Phases, tokens: Ints) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns instances and tokens by phase name; a name for which no tokens were told is absent from the second."""
+    """Returns instances and tokens by phase name; a name without tokens is absent from the second."""
     kinds = len(phases.names)
     counts = np.bincount(phases.name, minlength=kinds)
     told = tokens >= 0
@@ -137,7 +143,7 @@ class _Cuts:
         self._made: dict[frozenset[int], tuple[Phases, Pieces, tuple[Ints, Ints, Ints]]] = {}
 
     def of(self, ranks: frozenset[int]) -> tuple[Phases, Pieces, tuple[Ints, Ints, Ints]]:
-        """Returns the phases of the ranks, the disjoint pieces, and the merged whole intervals of each name."""
+        """Returns the phases of the ranks, the pieces, and the merged whole intervals of each name."""
         if ranks not in self._made:
             phases = self.run.phases.pick(np.isin(self.run.ranks, list(ranks)))
             whole = union(phases.begin, phases.end, phases.name)
@@ -151,7 +157,9 @@ class _Cuts:
         return np.where(np.isin(self.run.ranks, list(ranks)), self.run.tokens, -1)
 
 
-def _claims(connection: duckdb.DuckDBPyConnection, run_id: str, node: str, boot_id: str) -> dict[str, tuple[frozenset[int], bool]]:
+def _claims(
+    connection: duckdb.DuckDBPyConnection, run_id: str, node: str, boot_id: str
+) -> dict[str, tuple[frozenset[int], bool]]:
     """Returns, by device, the ranks whose phases cut it and whether that is a guess."""
     found = connection.execute(
         'select device, "rank", assumed from staged_claims where run_id = ? and node = ? and boot_id = ?',
@@ -199,7 +207,9 @@ def counters(
     Returns:
         Device and counter by the device's name, and how many lines could not be read.
     """
-    chosen = [part for part in segments if part.kind == "samples" and (part.node, part.boot_id) == (node, boot_id)]
+    chosen = [
+        part for part in segments if part.kind == "samples" and (part.node, part.boot_id) == (node, boot_id)
+    ]
     fetched = readings.fetch(connection, chosen)
     ranges = readings.power_range(connection, node, boot_id)
     nothing = Readings(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
@@ -207,13 +217,19 @@ def counters(
     for device in readings.devices(connection, node, boot_id):
         raw = fetched.readings.pop(device.device, nothing)
         low, high = ranges.get(device.device, (float("nan"), float("nan")))
-        found[device.device] = (device, locate(replace(raw, low_watts=low, high_watts=high), device.update_nano))
+        found[device.device] = (
+            device,
+            locate(replace(raw, low_watts=low, high_watts=high), device.update_nano),
+        )
     return found, fetched.torn_lines
 
 
-def _boots(connection: duckdb.DuckDBPyConnection, chosen: Chosen) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+def _boots(
+    connection: duckdb.DuckDBPyConnection, chosen: Chosen
+) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
     query = connection.execute(
-        f"""select run_id, run, restarts, job, node, boot_id, begin_monotonic_nano, end_monotonic_nano from runs
+        f"""
+        select run_id, run, restarts, job, node, boot_id, begin_monotonic_nano, end_monotonic_nano from runs
         where {chosen.condition()} order by node, boot_id, begin_monotonic_nano, run_id"""  # noqa: S608 quoted
     )
     names = [column[0] for column in query.description or []]

@@ -23,7 +23,9 @@ def _configured() -> Path | None:
     except PermissionError:
         return None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{config} cannot be read: {error}; name the archive in the command", code=2) from error
+        raise UserError(
+            f"{config} cannot be read: {error}; name the archive in the command", code=2
+        ) from error
     return Path(archive).expanduser() if isinstance(archive, str) else None
 
 
@@ -41,10 +43,10 @@ def find_archive(named: str | None) -> Path:
         if not path.is_dir():
             raise UserError(f"no archive at {path}: name the folder that `wattd serve --archive` wrote")
         return path
-    path = _configured()
-    if path is None:
-        root = os.geteuid() == 0
-        path = Path("/var/lib/wattd") if root else Path.home() / ".local/state/wattd/archive"
+    usual = Path("/var/lib/wattd") if os.geteuid() == 0 else Path.home() / ".local/state/wattd/archive"
+    path = _configured() or usual
     if not path.is_dir():
-        raise UserError(f"no archive at {path}, where wattd writes by default: name one, as in `wattq phases ARCHIVE`")
+        raise UserError(
+            f"no archive at {path}, where wattd writes by default: name one, as in `wattq phases ARCHIVE`"
+        )
     return path

@@ -1,9 +1,9 @@
 """The estimator `overlap`: the energy of each counter update is shared out by time.
 
-Between two edges of the counter its power is taken to be constant. That is exact where an update lies inside one row,
-and a guess where rows share it. The guess does not average out over many steps, so its error is bounded, not
-estimated: for each shared update, how far could the truth be from the share, given the lowest and the highest power the
-device can plausibly draw? The bounds of a row add up.
+Between two edges of the counter its power is taken to be constant. That is exact where an update lies inside
+one row, and a guess where rows share it. The guess does not average out over many steps, so its error is
+bounded, not estimated: for each shared update, how far could the truth be from the share, given the lowest
+and the highest power that the device can plausibly draw? The bounds of a row add up.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def delay_nano(device: Device, period: int) -> int:
 
 
 def _grid(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Ints]:
-    """Cuts pieces at the counter's edges: begin, end, row and interval (0: before the first edge) of each slice."""
+    """Cuts pieces at the edges: begin, end, row and interval (0: before the first) of each slice."""
     inside = counter.edge[(counter.edge > pieces.start[0]) & (counter.edge < pieces.stop[-1])]
     bounds = np.unique(np.concatenate([pieces.start, pieces.stop, inside]))
     left, right = bounds[:-1], bounds[1:]
@@ -78,7 +78,7 @@ def _grid(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Ints]:
 
 
 def _exposure(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Floats]:
-    """Returns, per (interval, row) that meet: interval, row, nanoseconds, and the interval's length in nanoseconds."""
+    """Returns interval, row and nanoseconds of each pair that meets, and the length of each interval."""
     left, right, row, interval = _grid(counter, pieces)
     count = len(pieces.rows)
     key = interval * count + row
@@ -106,14 +106,14 @@ def _sharing(
     most = np.where(known, np.fmin(high * own, delta - low * rest), high * own)
     partly = ~known | (rest > 0)
     slack = np.where(partly, np.fmax(np.fmax(most - share, share - least), 0.0), 0.0)
-    return np.bincount(row, weights=slack, minlength=rows)
+    return np.bincount(row, weights=slack, minlength=rows).astype(np.float64)
 
 
 def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
     """Error of each row from not knowing exactly when the counter moved, joules.
 
-    An edge that is late moves energy across the border of two rows. What all edges have in common cancels except for
-    the change of power at the border; what is each edge's own adds up at random.
+    An edge that is late moves energy across the border of two rows. What all edges have in common cancels
+    except for the change of power at the border; what is each edge's own adds up at random.
     """
     rows = len(pieces.rows)
     if len(counter.edge) < 2:
@@ -133,7 +133,7 @@ def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
 
 def _energy(counter: Counter, pieces: Pieces, shift: int = 0) -> Floats:
     joules = counter.at(pieces.stop, shift) - counter.at(pieces.start, shift)
-    return np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows))
+    return np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows)).astype(np.float64)
 
 
 def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Shares:

@@ -1,37 +1,38 @@
-"""Fetches a node's readings from the archive into arrays, a segment at a time, so that a node-day fits in memory."""
+"""Fetches a node's readings into arrays, a segment at a time, so that a node-day fits in memory."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
 
 from wattq.counter import Device, Floats, Ints, Readings
+from wattq.lines import READING, nanoseconds, spread
 from wattq.segments import Segment, quoted, reader
 
-# Only what the estimator needs is parsed. A line that cannot be read has no type, and is counted as device -1; the
-# absolute counters of each second stand in for updates that were lost.
-_COLUMNS = """
-    {type: 'VARCHAR', monotonic_nano: 'BIGINT', device: 'INTEGER[]', energy_joules: 'DOUBLE[]', old_us: 'DOUBLE[]',
-     read_us: 'DOUBLE[]'}
-"""
-_QUERY = """
+# A line that cannot be read has no type, and is counted as device -1. The absolute counters of each second
+# stand in for updates that were lost.
+_QUERY = f"""
     with entries as (
-        select monotonic_nano, type = 'tick' as ticked,
-            unnest(case when type is null then [-1] when type in ('tick', 'second') then device end) as number,
+        select
+            monotonic_nano,
+            type = 'tick' as ticked,
+            unnest(case when type is null then [-1] when type in ('tick', 'second') then device end)
+                as number,
             unnest(energy_joules) as energy_joules,
-            unnest(case when len(old_us) = 1 then list_resize(old_us, len(device), old_us[1]) else old_us end) as old_us,
-            unnest(case when len(read_us) = 1 then list_resize(read_us, len(device), read_us[1]) else read_us end)
-                as read_us
-        from {lines}
+            unnest({spread("old_us", "device")}) as old_us,
+            unnest({spread("read_us", "device")}) as read_us
+        from {{lines}}
     )
-    select number, coalesce(energy_joules, 'nan'::double) as energy_joules,
-        coalesce(monotonic_nano, 0) + cast(round(coalesce(read_us, 0) * 1000) as bigint) as read_nano,
-        case when ticked and old_us is not null then monotonic_nano + cast(round(old_us * 1000) as bigint) else -1 end
-            as old_nano
+    select
+        number,
+        coalesce(energy_joules, 'nan'::double) as energy_joules,
+        coalesce(monotonic_nano, 0) + coalesce({nanoseconds("read_us")}, 0) as read_nano,
+        coalesce(case when ticked then monotonic_nano + {nanoseconds("old_us")} end, -1) as old_nano
     from entries where number is not null
-"""
+"""  # noqa: S608 fixed words
 
 
 @dataclass
@@ -47,12 +48,14 @@ class NodeReadings:
     torn_lines: int
 
 
-def _plain(column: "np.ma.MaskedArray | np.ndarray") -> np.ndarray:  # type: ignore[type-arg]  # as fetched
+def _plain(column: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return np.asarray(np.ma.getdata(column))
 
 
-def _segment(cursor: duckdb.DuckDBPyConnection, part: Segment) -> tuple[dict[str, tuple[Ints, Ints, Floats]], int]:
-    columns = cursor.execute(_QUERY.format(lines=reader([part.path], _COLUMNS))).fetchnumpy()
+def _segment(
+    cursor: duckdb.DuckDBPyConnection, part: Segment
+) -> tuple[dict[str, tuple[Ints, Ints, Floats]], int]:
+    columns = cursor.execute(_QUERY.format(lines=reader([part.path], READING))).fetchnumpy()
     number = _plain(columns["number"])
     energy = _plain(columns["energy_joules"])
     read, old = _plain(columns["read_nano"]), _plain(columns["old_nano"])
@@ -87,7 +90,7 @@ def fetch(connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]) ->
 def power_range(
     connection: duckdb.DuckDBPyConnection, node: str, boot_id: str
 ) -> dict[str, tuple[float, float]]:
-    """Returns the lowest and highest power that each device's sensor reported, watts; readings of 0 W are blips."""
+    """Returns the lowest and highest power that each device reported, watts; 0 W is a blip."""
     rows = connection.execute(
         f"""
         select device, min(power_watts), max(power_watts) from samples

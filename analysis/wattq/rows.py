@@ -1,4 +1,4 @@
-"""The rows of `phase_energy`: each (run_id, node, device, domain, phase) with its energy, its interval, or a reason."""
+"""The rows of `phase_energy`: energy and interval of each phase on each device, or a reason."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -135,6 +135,20 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
+def _too_wide(account: Account, name: str, tally: Tally) -> str:
+    """Returns why an interval is too wide to be of use, or an empty text when it is not."""
+    if np.hypot(tally.statistical, tally.response) <= WIDEST * tally.joules:
+        return ""
+    mean = tally.seconds / max(account.counts.get(name, 0), tally.stretches, 1)
+    if mean >= 5 * account.period_seconds:
+        return "the interval is wider than half the energy"
+    verb = "are shorter than" if mean < account.period_seconds else "span few of"
+    return (
+        f"phases of {_milliseconds(mean)} {verb} the counter's {_milliseconds(account.period_seconds)} "
+        "updates: overlap cannot separate them"
+    )
+
+
 def refusal(account: Account, name: str, tally: Tally) -> str:
     """Returns why there is no ground for a number, or an empty text."""
     if not account.known:
@@ -146,16 +160,7 @@ def refusal(account: Account, name: str, tally: Tally) -> str:
     coverage = 1 - tally.blind_seconds / tally.seconds
     if coverage < LEAST_COVERAGE:
         return f"readings cover {coverage:.0%} of the time: see the view gaps"
-    if np.hypot(tally.statistical, tally.response) <= WIDEST * tally.joules:
-        return ""
-    mean = tally.seconds / max(account.counts.get(name, 0), tally.stretches, 1)
-    if mean < 5 * account.period_seconds:
-        verb = "are shorter than" if mean < account.period_seconds else "span few of"
-        return (
-            f"phases of {_milliseconds(mean)} {verb} the counter's {_milliseconds(account.period_seconds)} updates: "
-            "overlap cannot separate them"
-        )
-    return "the interval is wider than half the energy"
+    return _too_wide(account, name, tally)
 
 
 def _row(account: Account, name: str, tally: Tally, micro: int | None, reason: str) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def _row(account: Account, name: str, tally: Tally, micro: int | None, reason: s
 
 
 def _phase_row(account: Account, name: str, tally: Tally, micro: int, reason: str) -> dict[str, Any]:
-    """Makes the row of a phase or of phases side by side: energy if there is no reason against it, tokens if told."""
+    """Makes the row of a phase or of phases side by side."""
     if reason:
         row = _row(account, name, tally, None, reason)
     else:
@@ -220,7 +225,9 @@ def rows(account: Account) -> list[dict[str, Any]]:
     outside = account.tallies.get(OUTSIDE, Tally())
     for name in account.counts:
         account.tallies.setdefault(name, Tally())
-    names = sorted((name for name in account.tallies if name != OUTSIDE), key=lambda n: (-account.tallies[n].seconds, n))
+    names = sorted(
+        (name for name in account.tallies if name != OUTSIDE), key=lambda n: (-account.tallies[n].seconds, n)
+    )
     micro = largest_remainder([account.tallies[name].joules for name in names] + [outside.joules])
     reasons = {name: refusal(account, name, account.tallies[name]) for name in names}
     found = [
@@ -238,7 +245,15 @@ def rows(account: Account) -> list[dict[str, Any]]:
             lost.blind_seconds += tally.blind_seconds
             lost.max_gap_seconds = max(lost.max_gap_seconds, tally.max_gap_seconds)
         amount = sum(amount for name, amount in zip(names, micro, strict=False) if reasons[name])
-        found.append(_row(account, UNRESOLVED, lost, amount if account.known else None, "what the rows without a number used"))
+        found.append(
+            _row(
+                account,
+                UNRESOLVED,
+                lost,
+                amount if account.known else None,
+                "what the rows without a number used",
+            )
+        )
     why = "" if account.known else refusal(account, OUTSIDE, outside)
     found.append(_row(account, OUTSIDE, outside, micro[-1] if account.known else None, why))
     return found

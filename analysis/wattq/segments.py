@@ -9,17 +9,11 @@ from typing import Any
 import duckdb
 
 from wattq.errors import UserError
+from wattq.lines import HEADER
 
 VERSION = 1
 # Foreign files may lie in the folder; only what is named like a segment is read.
 _NAME = re.compile(r"^(?P<stem>[0-9a-f]{8}-\d{6,})\.jsonl(?P<closed>\.zst)?$")
-
-_HEADER = """
-    {type: 'VARCHAR', version: 'INTEGER', kind: 'VARCHAR', node: 'VARCHAR', boot_id: 'VARCHAR', segment: 'BIGINT',
-     wattd_version: 'VARCHAR', monotonic_nano: 'BIGINT', time_unix_nano: 'BIGINT',
-     devices: 'STRUCT("number" INTEGER, device VARCHAR, "index" INTEGER, domain VARCHAR, source VARCHAR, sensor VARCHAR,
-               model VARCHAR, update_nano BIGINT, uncertainty_ratio DOUBLE)[]'}
-"""
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,12 @@ def _why_empty(archive: Path) -> str:
     others = sorted(path.name for path in archive.glob("v=*") if path.name != f"v={VERSION}")
     if others:
         return (
-            f"{archive} is an archive of another version ({', '.join(others)}); this wattq reads v={VERSION}: "
+            f"{archive} is an archive of another version ({', '.join(others)}), not of v={VERSION}: "
             "use the wattq that came with the wattd that wrote it"
         )
-    return f"{archive} holds no samples or events: start `wattd serve --archive {archive}` and run something first"
+    return (
+        f"{archive} holds no samples or events: run something under `wattd serve --archive {archive}` first"
+    )
 
 
 def read_header(connection: duckdb.DuckDBPyConnection, path: Path) -> Segment | None:
@@ -104,8 +100,9 @@ def read_header(connection: duckdb.DuckDBPyConnection, path: Path) -> Segment | 
         UserError: The segment is of another version.
         duckdb.IOException: The file is gone; it may have been compressed in the meantime.
     """
-    source = reader([path], _HEADER)
-    lines = connection.execute(f"select columns(* exclude filename) from {source} limit 1")  # noqa: S608 paths are quoted
+    source = reader([path], HEADER)
+    query = f"select * exclude (filename) from {source} limit 1"  # noqa: S608 paths are quoted
+    lines = connection.execute(query)
     names = [column[0] for column in lines.description or []]
     row = lines.fetchone()
     if row is None:

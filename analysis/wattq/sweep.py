@@ -1,9 +1,9 @@
 """Cuts time into disjoint pieces, each of which belongs to one row of the answer.
 
-Phases of one thread of a client nest: a nested phase takes its time out of the outer one. Phases of different threads,
-ranks or clients run side by side: at each moment the names that run are a set, and a set of several names is a row of
-its own, `a+b`. The same name twice at once is one interval. All of it is sorting and cumulative sums over the edges, so
-that a million phases take seconds.
+Phases of one thread of a client nest: a nested phase takes its time out of the outer one. Phases of different
+threads, ranks or clients run side by side: at each moment the names that run are a set, and a set of several
+names is a row of its own, `a+b`. The same name twice at once is one interval. All of it is sorting and
+cumulative sums over the edges, so that a million phases take seconds.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,8 @@ def _edges(phases: Phases) -> _Edges:
     number = np.arange(count, dtype=np.int64)
     time = np.concatenate([phases.end, phases.begin])
     opens = np.repeat(np.array([False, True]), count)
-    # At one moment ends come before begins; among ends the one that began last goes first, among begins the longest.
+    # At one moment ends come before begins; among ends the one that began last goes first, among begins the
+    # longest.
     tie = np.concatenate([-phases.begin, -phases.end])
     serial = np.concatenate([-number, number])
     lane = np.concatenate([phases.lane, phases.lane])
@@ -94,7 +95,7 @@ def _last_at_depth(edges: _Edges, depth: int) -> Ints:
 
 
 def _innermost(edges: _Edges) -> tuple[Ints, Bools]:
-    """Returns the innermost open phase after each edge (-1: none), and which ends do not close the innermost."""
+    """Returns the innermost open phase after each edge (-1: none), and which ends do not close it."""
     inner = np.where(edges.opens, edges.phase, -1)
     improper = np.zeros(len(edges.time), dtype=bool)
     for depth in range(1, int(edges.depth.max(initial=0)) + 1):
@@ -106,29 +107,30 @@ def _innermost(edges: _Edges) -> tuple[Ints, Bools]:
     return inner, improper
 
 
+def _place(stacks: list[list[int]], begin: int, end: int) -> int:
+    """Returns the first stack of open phases in which a phase nests, by the ends of those that are open."""
+    for place, stack in enumerate(stacks):
+        while stack and stack[-1] <= begin:
+            stack.pop()
+        if not stack or end <= stack[-1]:
+            return place
+    stacks.append([])
+    return len(stacks) - 1
+
+
 def _relane(phases: Phases, lanes: Ints) -> Phases:
     """Gives phases that overlap without nesting a lane of their own, so that they count as side by side."""
     lane = phases.lane.copy()
-    fresh = int(lane.max(initial=0)) + 1
+    fresh = int(lane.max(initial=0))
     for bad in lanes.tolist():
         members = np.flatnonzero(phases.lane == bad)
         members = members[np.lexsort((-phases.end[members], phases.begin[members]))]
         stacks: list[list[int]] = []
-        names: list[int] = []
         for number in members.tolist():
-            begin, end = int(phases.begin[number]), int(phases.end[number])
-            for place, stack in enumerate(stacks):
-                while stack and stack[-1] <= begin:
-                    stack.pop()
-                if not stack or end <= stack[-1]:
-                    break
-            else:
-                place = len(stacks)
-                stacks.append([])
-                names.append(bad if place == 0 else fresh)
-                fresh += place > 0
-            stacks[place].append(end)
-            lane[number] = names[place]
+            place = _place(stacks, int(phases.begin[number]), int(phases.end[number]))
+            stacks[place].append(int(phases.end[number]))
+            lane[number] = fresh + place if place else bad
+        fresh += len(stacks) - 1
     return Phases(phases.begin, phases.end, phases.name, lane, phases.names)
 
 

@@ -145,7 +145,7 @@ def sum_checks(rows: Sequence[dict[str, Any]], counters: dict[tuple[str, str, st
         verdict = "=" if fits else "DOES NOT EQUAL"
         without = f", {number(unresolved)} J of it unresolved" if unresolved else ""
         lines.append(
-            f"{device}: rows {total:,.3f} J {verdict} counter {counter:,.3f} J{without}; {ours[0]['source']}, "
-            f"estimator {ours[0]['estimator']}, scale of the counter itself ±{ours[0]['calibration_ratio']:.0%}"
+            f"{device}: rows {total:,.3f} J {verdict} counter {counter:,.3f} J{without}; "
+            f"{ours[0]['source']}; scale of the counter itself ±{ours[0]['calibration_ratio']:.0%}"
         )
     return lines

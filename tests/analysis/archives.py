@@ -3,7 +3,7 @@
 Independent of the daemon's writer, so that reader and writer are held to the document and not to each other.
 """
 
-import datetime
+import datetime as dt
 import json
 import zlib
 from dataclasses import dataclass, field
@@ -62,10 +62,14 @@ class SimulatedDevice:
             "model": "Simulated",
             "update_nano": self.update_nano,
         }
-        return head if self.uncertainty_ratio is None else head | {"uncertainty_ratio": self.uncertainty_ratio}
+        return (
+            head if self.uncertainty_ratio is None else head | {"uncertainty_ratio": self.uncertainty_ratio}
+        )
 
 
-def staircase(phases: list[tuple[int, int, float]], idle: float, begin: int = START) -> list[tuple[int, float]]:
+def staircase(
+    phases: list[tuple[int, int, float]], idle: float, begin: int = START
+) -> list[tuple[int, float]]:
     """Returns the power of disjoint phases (begin, end, watts) over an idle floor."""
     steps = [(begin, idle)]
     for start, stop, watts in phases:
@@ -148,7 +152,9 @@ class ArchiveWriter:
         moment = max(update * device.update_nano + device.offset_nano, device.steps[0][0])
         return round(float(device.energy(moment)), 6)
 
-    def _tick(self, now: int, last: int | None, fresh: list[int], seen: list[int], *, power: bool) -> dict[str, Any]:
+    def _tick(
+        self, now: int, last: int | None, fresh: list[int], seen: list[int], *, power: bool
+    ) -> dict[str, Any]:
         line: dict[str, Any] = {"type": "tick", "monotonic_nano": now, "device": fresh}
         line["energy_joules"] = [self._value(number, seen[number]) for number in fresh]
         if last is not None:
@@ -176,7 +182,9 @@ class ArchiveWriter:
             "missed_ticks": 0,
         }
 
-    def write(self, *, segments: int = 1, closed: bool = True, reverse: bool = False, kinds: str = "both") -> Path:
+    def write(
+        self, *, segments: int = 1, closed: bool = True, reverse: bool = False, kinds: str = "both"
+    ) -> Path:
         """Writes the archive, in as many segments of each kind as asked for.
 
         Args:
@@ -196,7 +204,7 @@ class ArchiveWriter:
 
     def _segment(self, kind: str, number: int, lines: list[dict[str, Any]], *, closed: bool) -> None:
         opened = lines[0].get("monotonic_nano", START) if lines else START
-        date = datetime.datetime.fromtimestamp((WALL + opened - START) / NANO, datetime.UTC).date().isoformat()
+        date = dt.datetime.fromtimestamp((WALL + opened - START) / NANO, dt.UTC).date().isoformat()
         folder = self.root / f"v={self.version}" / f"kind={kind}" / f"host={self.node}" / f"date={date}"
         folder.mkdir(parents=True, exist_ok=True)
         head: dict[str, Any] = {
@@ -220,7 +228,12 @@ class ArchiveWriter:
             (folder / name).write_text(text, encoding="utf-8")
             return
         count = len(lines) + 1
-        end = {"type": "end", "lines": count, "crc32": f"{zlib.crc32(text.encode()):08x}", "reason": "rotated"}
+        end = {
+            "type": "end",
+            "lines": count,
+            "crc32": f"{zlib.crc32(text.encode()):08x}",
+            "reason": "rotated",
+        }
         whole = (text + _line(count, end)).encode()
         (folder / f"{name}.zst").write_bytes(zstandard.compress(whole))
 
