@@ -3,7 +3,7 @@
 A body is a line without its opening brace and without `seq`, which the segment puts in front.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -22,12 +22,12 @@ def body(line: dict[str, Any]) -> bytes:
     return orjson.dumps(line)[1:]
 
 
-def tick_body(tick: Tick, offsets: Sequence[int]) -> bytes:
+def tick_body(tick: Tick, offsets: Mapping[int, int]) -> bytes:
     """Encode what one wake of the sampler published.
 
     Args:
         tick: The sampler's record.
-        offsets: Microjoules to add by device number, so that energies go on over restarts.
+        offsets: Microjoules to add, by device number, so that energies go on over restarts.
     """
     nano, energies, powers, calls = tick
     line: dict[str, Any] = {"type": "tick", "monotonic_nano": nano}
@@ -62,7 +62,7 @@ def _add_times(
         line[prefix + "old_us"] = [(old - nano) // 1000 if old else None for old in olds]
 
 
-def second_body(second: dict[str, Any], offsets: Sequence[int]) -> bytes:
+def second_body(second: dict[str, Any], offsets: Mapping[int, int]) -> bytes:
     """Encode the sampler's `second` record; offsets as in `tick_body`."""
     line: dict[str, Any] = {}
     for key, value in second.items():
