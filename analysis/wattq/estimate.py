@@ -29,13 +29,17 @@ class Chosen:
     job: str | None = None
     run: str | None = None
 
-    def condition(self) -> str:
-        """Returns the choice as an SQL condition over the view `runs`."""
+    def condition(self, prefix: str = "") -> str:
+        """Returns the choice as an SQL condition over a view that has run_id, run and job.
+
+        Args:
+            prefix: Stands before each column, as in `runs.`.
+        """
         parts = ["true"]
         if self.job is not None:
-            parts.append(f"job = {quoted(self.job)}")
+            parts.append(f"{prefix}job = {quoted(self.job)}")
         if self.run is not None:
-            parts.append(f"(run = {quoted(self.run)} or run_id = {quoted(self.run)})")
+            parts.append(f"({prefix}run = {quoted(self.run)} or {prefix}run_id = {quoted(self.run)})")
         return " and ".join(parts)
 
 
@@ -135,7 +139,7 @@ def _sums(phases: Phases, tokens: Ints) -> tuple[dict[str, int], dict[str, int]]
     )
 
 
-class _Cuts:
+class Cuts:
     """Cuts of one run, shared by the devices that the same ranks cut."""
 
     def __init__(self, run: NodeRun) -> None:
@@ -157,7 +161,7 @@ class _Cuts:
         return np.where(np.isin(self.run.ranks, list(ranks)), self.run.tokens, -1)
 
 
-def _claims(
+def claims(
     connection: duckdb.DuckDBPyConnection, run_id: str, node: str, boot_id: str
 ) -> dict[str, tuple[frozenset[int], bool]]:
     """Returns, by device, the ranks whose phases cut it and whether that is a guess."""
@@ -165,14 +169,14 @@ def _claims(
         'select device, "rank", assumed from staged_claims where run_id = ? and node = ? and boot_id = ?',
         [run_id, node, boot_id],
     ).fetchall()
-    claims: dict[str, tuple[frozenset[int], bool]] = {}
+    claimed: dict[str, tuple[frozenset[int], bool]] = {}
     for device, rank, assumed in found:
-        ranks, guessed = claims.get(device, (frozenset(), False))
-        claims[device] = (ranks | {int(rank)}, guessed or bool(assumed))
-    return claims
+        ranks, guessed = claimed.get(device, (frozenset(), False))
+        claimed[device] = (ranks | {int(rank)}, guessed or bool(assumed))
+    return claimed
 
 
-def _book(account: Account, cuts: _Cuts, ranks: frozenset[int], counter: Counter, gaps: Ints) -> None:
+def _book(account: Account, cuts: Cuts, ranks: frozenset[int], counter: Counter, gaps: Ints) -> None:
     """Adds one boot of a run on a device to its account."""
     phases, pieces, (start, stop, name) = cuts.of(ranks)
     account.add(pieces.rows, share(counter, account.device, pieces, gaps))
@@ -190,7 +194,8 @@ def _book(account: Account, cuts: _Cuts, ranks: frozenset[int], counter: Counter
         account.inclusive[phase] = account.inclusive.get(phase, 0.0) + float(joules[place])
 
 
-def _gaps(connection: duckdb.DuckDBPyConnection, node: str, boot_id: str, device: str) -> Ints:
+def gaps_of(connection: duckdb.DuckDBPyConnection, node: str, boot_id: str, device: str) -> Ints:
+    """Returns the recorded gaps of a device, one row (begin, end) each, monotonic nanoseconds."""
     found = connection.execute(
         "select begin_monotonic_nano, end_monotonic_nano from gaps "
         "where node = ? and boot_id = ? and coalesce(device, ?) = ? order by 1",
@@ -224,7 +229,7 @@ def counters(
     return found, fetched.torn_lines
 
 
-def _boots(
+def boots(
     connection: duckdb.DuckDBPyConnection, chosen: Chosen
 ) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
     query = connection.execute(
@@ -265,17 +270,17 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
     """
     accounts: dict[tuple[str, str, str], Account] = {}
     torn = 0
-    for (node, boot_id), runs in _boots(connection, chosen):
+    for (node, boot_id), runs in boots(connection, chosen):
         found, unreadable = counters(connection, segments, node, boot_id)
         torn += unreadable
-        gaps = {name: _gaps(connection, node, boot_id, name) for name in found}
+        gaps = {name: gaps_of(connection, node, boot_id, name) for name in found}
         for run in runs:
-            cuts = _Cuts(load_run(connection, run))
-            claims = _claims(connection, run["run_id"], node, boot_id)
+            cuts = Cuts(load_run(connection, run))
+            claimed = claims(connection, run["run_id"], node, boot_id)
             for name, (device, counter) in found.items():
-                if name not in claims:
+                if name not in claimed:
                     continue
-                ranks, assumed = claims[name]
+                ranks, assumed = claimed[name]
                 account = accounts.setdefault((run["run_id"], node, name), Account(device, cuts.run.head))
                 account.note = _ASSUMED if assumed else account.note
                 account.head["restarts"] = max(account.head["restarts"] or 0, run["restarts"] or 0)

@@ -20,6 +20,12 @@ def number(value: float | None, half_width: float | None = None) -> str:
     return f"{value:,.{decimals(half_width, value)}f}"
 
 
+def plain(value: float | None) -> str:
+    """Returns a value with four digits at most and no idle zeros, `-` when it is not known."""
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def half(low: float | None, high: float | None, value: float | None) -> float | None:
     """Returns the half-width of an interval; `None` when it is not known."""
     if low is None or high is None or value is None:

@@ -79,6 +79,7 @@ class Archive:
         self.segments: list[Segment] = []
         self.counters: dict[tuple[str, str, str], float] = {}
         self._estimated: Chosen | None = None
+        self._wanted = Chosen()
         self._spill = tempfile.TemporaryDirectory(prefix="wattq-")
         self.connection = duckdb.connect(
             config={
@@ -132,6 +133,7 @@ class Archive:
 
     def estimate(self, chosen: Chosen) -> None:
         """Fills `phase_energy` for the chosen runs, unless it already holds them."""
+        self._wanted = chosen
         if self._estimated == chosen:
             return
         self.connection.execute("delete from phase_energy")
@@ -149,7 +151,7 @@ class Archive:
         Args:
             sql: The query.
             parameters: Values for its question marks.
-            chosen: Which runs `phase_energy` has to hold; all when left out.
+            chosen: Which runs `phase_energy` has to hold; when left out those of the query before, at first all.
 
         Raises:
             UserError: The query is wrong; the message has the position.
@@ -157,7 +159,7 @@ class Archive:
 
         def work() -> Answer:
             if _ENERGY.search(sql):
-                self.estimate(chosen or Chosen())
+                self.estimate(chosen or self._wanted)
             done = self.connection.execute(sql, parameters)
             columns = [column[0] for column in done.description or []]
             return Answer(columns, done.fetchall())

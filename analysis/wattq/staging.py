@@ -176,9 +176,10 @@ def _register_segments(connection: duckdb.DuckDBPyConnection, segments: list[Seg
         heads.append((str(part.path), part.kind, *place[1:], part.wattd_version, *times))
         # The reader gives a device's keys in the order of the table's columns.
         devices += [(*place, *device.values()) for device in part.devices]
-    connection.executemany(f"insert into staged_segments values ({', '.join('?' * 8)})", heads)  # noqa: S608 marks
+    connection.executemany("insert into staged_segments values (?, ?, ?, ?, ?, ?, ?, ?)", heads)
     if devices:
-        connection.executemany(f"insert into staged_devices values ({', '.join('?' * 13)})", devices)  # noqa: S608 marks
+        places = ", ".join("?" * len(devices[0]))
+        connection.executemany(f"insert into staged_devices values ({places})", devices)  # noqa: S608 marks
 
 
 def _register_ends(connection: duckdb.DuckDBPyConnection, samples: list[Segment]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from wattq.numbers import DASH, half, number, share, whole
+from wattq.numbers import DASH, half, number, plain, share, whole
 from wattq.sweep import UNRESOLVED
 
 # Wide enough that nothing is cut when the output goes into a file.
@@ -75,7 +75,7 @@ def _phase_cells(row: dict[str, Any]) -> list[str]:
     return [
         escape(row["phase"]),
         whole(row["count"]),
-        number(row["duration_seconds"]),
+        plain(row["duration_seconds"]),
         number(joules, width),
         DASH if width is None else number(width, width),
         number(watts, error),
