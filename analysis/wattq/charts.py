@@ -1,11 +1,12 @@
 """Pictures of the report as plain shapes: the skyline of power over time, filled with the phase that ran.
 
-Shapes are drawn in a box of 1000 x 100 that the page stretches to its width; words stand beside them in HTML, so
-that they stay readable on a telephone.
+Shapes are drawn in a box of 1000 x 100 that the page stretches to its width; words stand beside them in HTML,
+so that they stay readable on a telephone.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def _runs(rows: Ints, known: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> li
     """Returns (first, last + 1) of the stretches of columns with one row and known power."""
     change = np.flatnonzero((rows[1:] != rows[:-1]) | (known[1:] != known[:-1])) + 1
     limits = [0, *change.tolist(), len(rows)]
-    return list(zip(limits[:-1], limits[1:], strict=True))
+    return list(pairwise(limits))
 
 
 def _steps(x: Floats, y: Floats, first: int, last: int) -> str:
@@ -126,7 +127,7 @@ def time_ticks(seconds: float, offset: float = 0.0) -> list[Tick]:
 
 
 def skyline(
-    title: str, edges: Ints, watts: Floats, rows: Ints, names: tuple[str, ...], offset: float
+    title: str, edges: Ints, watts: Floats, rows: Ints, names: tuple[str, ...], *, offset: float
 ) -> Skyline:
     """Draws power over time.
 

@@ -9,6 +9,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 NANO = 1_000_000_000
+# Stands for a time that is not known.
+UNKNOWN = -1
 # An interval between updates that is longer than this many usual ones, and than the floor, is a gap in the
 # evidence.
 GAP_UPDATES = 5
@@ -48,7 +50,7 @@ class Readings:
 
     Attributes:
         read: When the counter was read, monotonic nanoseconds.
-        old: Last reading that still showed the old value, monotonic nanoseconds; -1 when it is not known.
+        old: Last reading that still showed the old value, monotonic nanoseconds; `UNKNOWN` when it is not known.
         energy: Counter, joules.
         low_watts: Lowest power reading; `nan` when there is none.
         high_watts: Highest power reading; `nan` when there is none.
@@ -124,7 +126,7 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
     news = np.concatenate([np.ones(min(len(energy), 1), dtype=bool), energy[1:] > known[:-1]])
     read, old, energy, before = read[news], old[news], energy[news], before[news]
     usual = int(np.median(np.diff(read))) if len(read) > 1 else (update_nano or 0)
-    unknown = old < 0
+    unknown = old == UNKNOWN
     old = np.where(unknown, np.maximum(read - usual, np.where(before < read, before, read - usual)), old)
     if update_nano:
         old = np.maximum(old, read - update_nano)

@@ -232,6 +232,7 @@ def counters(
 def boots(
     connection: duckdb.DuckDBPyConnection, chosen: Chosen
 ) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Yields, boot by boot of a node, its runs as rows of the view `runs`."""
     query = connection.execute(
         f"""
         select run_id, run, restarts, job, node, boot_id, begin_monotonic_nano, end_monotonic_nano from runs

@@ -120,14 +120,28 @@ def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
         return np.zeros(rows)
     power = np.diff(counter.energy) / (np.diff(counter.edge) / NANO)
     touch = pieces.start[1:] == pieces.stop[:-1]
-    border = pieces.start[1:][touch]
-    interval = np.clip(np.searchsorted(counter.edge, border, side="right") - 1, 0, len(power) - 1)
-    half = counter.bracket[interval] / NANO / 2
-    step = np.abs(power[np.minimum(interval + 1, len(power) - 1)] - power[np.maximum(interval - 1, 0)])
+
+    def errors(border: Ints) -> tuple[Floats, Floats]:
+        interval = np.clip(np.searchsorted(counter.edge, border, side="right") - 1, 0, len(power) - 1)
+        half = counter.bracket[interval] / NANO / 2
+        after, before = np.minimum(interval + 1, len(power) - 1), np.maximum(interval - 1, 0)
+        return np.abs(power[after] - power[before]) * half, (power[interval] * half) ** 2
+
+    # Where the run begins and ends its total is uncertain too: that belongs to (outside), row 0.
+    first, last = np.append(True, ~touch), np.append(~touch, True)
+    inner = pieces.start[1:][touch]
+    ends = np.concatenate([pieces.start[first], pieces.stop[last]])
+    beside = np.concatenate([pieces.row[first], pieces.row[last]])
     linear, square = np.zeros(rows), np.zeros(rows)
-    for side in (pieces.row[:-1][touch], pieces.row[1:][touch]):
-        linear += np.bincount(side, weights=step * half, minlength=rows)
-        square += np.bincount(side, weights=(power[interval] * half) ** 2, minlength=rows)
+    for border, side in (
+        (inner, pieces.row[:-1][touch]),
+        (inner, pieces.row[1:][touch]),
+        (ends, np.zeros(len(ends), dtype=np.int64)),
+        (ends[beside != 0], beside[beside != 0]),
+    ):
+        step, own = errors(border)
+        linear += np.bincount(side, weights=step, minlength=rows)
+        square += np.bincount(side, weights=own, minlength=rows)
     return np.asarray(linear + np.sqrt(square))
 
 

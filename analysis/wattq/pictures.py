@@ -12,6 +12,8 @@ from wattq.estimate import Chosen, Cuts, boots, claims, counters, gaps_of, load_
 from wattq.runner import Archive
 from wattq.sweep import OUTSIDE, Pieces
 
+Found = dict[str, tuple[Device, Counter]]
+
 # Domains that are drawn; core and uncore lie inside package.
 _DRAWN = ("module", "gpu", "package", "dram", "node", "psys")
 # With more stretches than this a column holds many phases, and a close-up shows what a step looks like.
@@ -56,11 +58,11 @@ def _draw(domain: _Domain, begin: int, end: int, origin: int) -> Skyline:
     edges = _grid(begin, end)
     watts = np.sum([column_watts(counter, gaps, edges) for counter, gaps in domain.members], axis=0)
     rows = dominant(domain.pieces, edges)
-    return skyline(domain.title, edges, watts, rows, domain.pieces.rows, (begin - origin) / 1e9)
+    return skyline(domain.title, edges, watts, rows, domain.pieces.rows, offset=(begin - origin) / 1e9)
 
 
 def _close_up(pieces: Pieces) -> tuple[int, int] | None:
-    """Returns a stretch from the middle of the run that holds some dozen phases; `None` when the run is clear."""
+    """Returns a stretch of some dozen phases in the middle; `None` when the whole is clear enough."""
     if len(pieces.start) <= _CROWDED:
         return None
     middle = int(np.searchsorted(pieces.start, (pieces.start[0] + pieces.stop[-1]) // 2))
@@ -68,9 +70,7 @@ def _close_up(pieces: Pieces) -> tuple[int, int] | None:
     return int(pieces.start[first]), int(pieces.stop[first + _CLOSE_STRETCHES - 1])
 
 
-def _domains(
-    archive: Archive, run: dict[str, Any], found: dict[str, tuple[Device, Counter]]
-) -> Iterable[_Domain]:
+def _domains(archive: Archive, run: dict[str, Any], found: Found) -> Iterable[_Domain]:
     connection = archive.connection
     cuts = Cuts(load_run(connection, run))
     claimed = claims(connection, run["run_id"], run["node"], run["boot_id"])
@@ -94,9 +94,7 @@ def _domains(
         yield _Domain(title, members, cuts.of(claimed[ours[0][0].device][0])[1])
 
 
-def _picture(
-    archive: Archive, run: dict[str, Any], found: dict[str, tuple[Device, Counter]]
-) -> RunPicture | None:
+def _picture(archive: Archive, run: dict[str, Any], found: Found) -> RunPicture | None:
     domains = list(_domains(archive, run, found))
     if not domains:
         return None
@@ -106,7 +104,7 @@ def _picture(
     whole = [_draw(domain, begin, end, begin) for domain in domains]
     close = [_draw(domain, *near, begin) for domain in domains] if near else []
     seen = {area.row for picture in [*whole, *close] for area in picture.areas}
-    seconds = {name: 0.0 for name in seen}
+    seconds = dict.fromkeys(seen, 0.0)
     for row, name in enumerate(pieces.rows):
         if name in seen:
             seconds[name] = float((pieces.stop - pieces.start)[pieces.row == row].sum())

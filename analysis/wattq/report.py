@@ -17,7 +17,7 @@ from wattq.tables import sum_checks
 MOST_RUNS = 12
 # Domains that make up a run's total, in the order in which they are shown; see run_energy.sql.
 COUNTED = ("module", "gpu", "package", "dram", "node")
-# Colours of phases: told apart with any kind of colour vision, on white and on black (Paul Tol, "bright" with orange).
+# Colours of phases: told apart with any kind of colour vision, on white and on black.
 TONES = 7
 
 
@@ -44,6 +44,10 @@ class Bar:
     note: str
 
 
+def _half(row: dict[str, Any]) -> float | None:
+    return numbers.half(row["energy_low_joules"], row["energy_high_joules"], row["energy_joules"])
+
+
 def _gather(rows: list[dict[str, Any]]) -> tuple[float | None, float | None, str]:
     """Adds up one phase over the devices of a domain: energy, half-width, and why there is no number."""
     missing = [row["reason"] or "" for row in rows if row["energy_joules"] is None]
@@ -59,7 +63,7 @@ def _gather(rows: list[dict[str, Any]]) -> tuple[float | None, float | None, str
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:
-    """Returns the bars of one domain, largest first, then what has no number, then what lies beside the phases."""
+    """Returns the bars of one domain, largest first, then those without a number, then `(...)` rows."""
     by_phase: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["duration_seconds"] or row["energy_joules"]:
@@ -127,7 +131,7 @@ def _scaled(joules: float | None) -> str:
 
 def _row_text(row: dict[str, Any]) -> dict[str, Any]:
     joules, seconds = row["energy_joules"], row["duration_seconds"]
-    width = numbers.half(row["energy_low_joules"], row["energy_high_joules"], joules)
+    width = _half(row)
     watts = joules / seconds if joules is not None and seconds else None
     token, unit = numbers.per_token(row["energy_per_token_joules"])
     return row | {

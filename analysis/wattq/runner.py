@@ -151,7 +151,7 @@ class Archive:
         Args:
             sql: The query.
             parameters: Values for its question marks.
-            chosen: Which runs `phase_energy` has to hold; when left out those of the query before, at first all.
+            chosen: Which runs `phase_energy` has to hold; when left out those of the last query, else all.
 
         Raises:
             UserError: The query is wrong; the message has the position.
