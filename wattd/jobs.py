@@ -5,9 +5,11 @@ the archive; a daemon that starts applies the lines it finds. So both know the s
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+import orjson
 
 PHASES_PER_JOB = 16
 """Names of phases a job has in the metrics; what comes later is counted as `other`."""
@@ -285,19 +287,20 @@ class State:
         self._sampler_events[_event_key(line)] = None
         _forget_oldest(self._sampler_events, _MOST_SAMPLER_EVENTS, lambda _: True)
 
-    def checkpoint(self) -> dict[str, Any]:
-        """The state as plain JSON values."""
-        return {
-            "clients": {name: asdict(client) for name, client in self.clients.items()},
-            "runs": [asdict(run) for run in self.runs.values()],
-            "jobs": [asdict(job) for job in self.jobs.values()],
+    def checkpoint(self) -> bytes:
+        """The state as JSON."""
+        saved = {
+            "clients": self.clients,
+            "runs": list(self.runs.values()),
+            "jobs": list(self.jobs.values()),
             "requests": self.requests,
             "sampler_events": list(self._sampler_events),
         }
+        return orjson.dumps(saved, option=orjson.OPT_NON_STR_KEYS)
 
     @classmethod
     def restore(cls, saved: Mapping[str, Any]) -> "State":
-        """What `checkpoint` gave, after its way through JSON (whose keys are texts)."""
+        """The state from a parsed checkpoint."""
         state = cls()
         for name, client in saved.get("clients", {}).items():
             phases = {int(number): OpenPhase(**phase) for number, phase in client["phases"].items()}

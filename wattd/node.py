@@ -10,6 +10,7 @@ from wattd.values import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 SUMMED_DOMAINS = (Domain.GPU, Domain.PACKAGE, Domain.DRAM)
 """Domains that add up to a total; the others lie inside them or beside them."""
 
+_COMPARED_NANO = 30 * NANOSECONDS_PER_SECOND
 _STALE_NANO = 5 * NANOSECONDS_PER_SECOND
 
 
@@ -24,6 +25,8 @@ class DeviceView:
         mean_watts: Mean power over the last second by its counter, else the last reading; None
             while unknown.
         state: Its last state; None if there is none.
+        seen_nano: When it last gave a reading.
+        integral_ratio: Energy by its counter over energy by its power readings; None without both.
     """
 
     described: dict[str, Any]
@@ -32,6 +35,9 @@ class DeviceView:
     mean_watts: float | None = None
     state: dict[str, Any] | None = None
     seen_nano: int = 0
+    integral_ratio: float | None = None
+    _integrated: tuple[int, float] = (0, 0.0)
+    _since: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -42,6 +48,30 @@ class DeviceView:
     def domain(self) -> str:
         """The part of the node it meters."""
         return str(self.described["domain"])
+
+    def note_power(self, power_watts: float, nano: int) -> None:
+        """Take a power reading that is new, and add what the last one stood for to its integral."""
+        before, microjoules = self._integrated
+        if before and self.power_watts is not None:
+            microjoules += self.power_watts * (nano - before) / 1000
+        self._integrated = (nano, microjoules)
+        self.power_watts = power_watts
+        self.seen_nano = nano
+
+    def compare(self) -> None:
+        """Once a second: hold the counter against the integral, a minute at a time."""
+        nano, integral = self._integrated
+        counter = self.history.microjoules
+        if not nano or counter is None or self.described.get("counter_range_microjoules") is None:
+            return
+        since, counter_then = self._since
+        if not since:
+            self._since = (nano, counter)
+            self._integrated = (nano, 0.0)
+        elif nano - since >= _COMPARED_NANO and integral > 0:
+            self.integral_ratio = (counter - counter_then) / integral
+            self._since = (nano, counter)
+            self._integrated = (nano, 0.0)
 
 
 @dataclass(slots=True)
@@ -103,6 +133,7 @@ class Node:
                 view.seen_nano = nano
         for view in self.devices.values():
             view.mean_watts = _mean_watts(view, nano)
+            view.compare()
 
     def note_state(self, state: Mapping[str, Any]) -> None:
         """Take the sampler's device state."""

@@ -18,6 +18,7 @@ class Recorder:
     """Takes records in the order of the ring.
 
     Attributes:
+        offsets: Microjoules that are added to the sampler's counters, by device number.
         ticks: Records of ticks that were written.
         is_same_sampler: The sampler is older than this server; None until that is known.
     """
@@ -39,7 +40,7 @@ class Recorder:
         self._record_event = record_event
         self._held: list[Record] = []
         self._header_due = False
-        self._offsets = _Offsets()
+        self.offsets = _Offsets()
         self._started: set[int] = set()
         self._fed_nano = 0
         self._kept_nano = self._dropped_from_nano = 0
@@ -55,8 +56,8 @@ class Recorder:
             device = {
                 key: value for key, value in view.described.items() if key != "counter_range_microjoules"
             }
-            if self._offsets.get(number):
-                device["offset_microjoules"] = self._offsets[number]
+            if self.offsets.get(number):
+                device["offset_microjoules"] = self.offsets[number]
             listed.append(device)
         return listed
 
@@ -68,7 +69,7 @@ class Recorder:
             lost: Records that were overwritten since the start, as the ring's reader counts them.
 
         Returns:
-            The ticks among them, with energies as they are archived.
+            The ticks among them that are new.
         """
         if not self._node.devices:
             self._held += records
@@ -103,7 +104,7 @@ class Recorder:
             return
         for number, view in self._node.devices.items():
             if view.name in self._last.counters:
-                self._offsets[number] = self._last.counters[view.name].offset_microjoules
+                self.offsets[number] = self._last.counters[view.name].offset_microjoules
                 self._started.add(number)
 
     def _announce(self, message: dict[str, Any]) -> None:
@@ -114,7 +115,7 @@ class Recorder:
         for number, device in known.items():
             if announced.get(number, {}).get("device") != device["device"]:
                 self._started.discard(number)
-                self._offsets.pop(number, None)
+                self.offsets.pop(number, None)
         self._node.announce(message["devices"])
         self._header_due = True
 
@@ -133,8 +134,8 @@ class Recorder:
             if not self._is_old(kind, message["monotonic_nano"]):
                 pairs = zip(message["device"], message["energy_microjoules"], strict=True)
                 self._prepare(message["monotonic_nano"], dict(pairs), bodies, lost)
-                bodies.append(second_body(message, self._offsets))
-                self._node.note_second(message, self._offsets)
+                bodies.append(second_body(message, self.offsets))
+                self._node.note_second(message, self.offsets)
         elif kind == "state":
             self._node.note_state(message)
             if not self._is_old(kind, message["monotonic_nano"]) and not self._header_due:
@@ -147,13 +148,13 @@ class Recorder:
         if self._is_old("tick", nano):
             return
         self._prepare(nano, {edge[0]: edge[1] for edge in tick.energies}, bodies, lost)
-        offsets, devices = self._offsets, self._node.devices
+        offsets, devices = self.offsets, self._node.devices
         bodies.append(tick_body(tick, offsets))
         self.ticks += 1
         for number, energy, read, _ in tick.energies:
             devices[number].history.append(read, energy + offsets[number])
-        for number, watts, _, _ in tick.powers:
-            devices[number].power_watts = watts
+        for number, watts, read, _ in tick.powers:
+            devices[number].note_power(watts, read)
         ticks.append(tick)
 
     def _prepare(self, nano: int, energies: dict[int, int], bodies: list[bytes], lost: int) -> None:
@@ -191,7 +192,7 @@ class Recorder:
             )
         self._started.add(number)
         self._header_due = self._header_due or offset != 0
-        self._offsets[number] = offset
+        self.offsets[number] = offset
 
     def _gap(self, begin: int, end: int, reason: str) -> None:
         gap = {"type": "gap", "begin_monotonic_nano": begin, "end_monotonic_nano": max(begin, end)}

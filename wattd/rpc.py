@@ -156,6 +156,11 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         del self._timers[client_id]
         self._log.append(self._intake.close_lost(client_id, ended_nano))
 
+    @property
+    def clients(self) -> int:
+        """Clients that are connected."""
+        return len(self._streams)
+
     def stop(self) -> None:
         """From now on a stream that ends says nothing about its client."""
         self._stopping = True

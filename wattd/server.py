@@ -12,25 +12,32 @@ import os
 import pwd
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from wattd.accounting import Accounting
 from wattd.archive import Archive
 from wattd.archive import body as line_body
 from wattd.config import Config
 from wattd.control import Control
 from wattd.jobs import recover
 from wattd.marks import Intake
+from wattd.metrics import MetricsServer, Page, Sources, families
 from wattd.node import Node
 from wattd.recorder import Recorder
 from wattd.ring import Ring
 from wattd.rpc import MarkService, OwnerSocket, make_server
-from wattd.v1 import marks_pb2_grpc
-from wattd.values import UserError
+from wattd.telemetry import TelemetryService
+from wattd.v1 import marks_pb2_grpc, telemetry_pb2_grpc
+from wattd.values import NANOSECONDS_PER_SECOND, UserError
+from wattd.vitals import ProcessVitals, Vitals
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 1.0
+_logger = logging.getLogger("wattd")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -69,95 +76,153 @@ def _clocks() -> tuple[int, int]:
 
 
 class _Server:
-    """The parts of the server and how they hang together."""
+    """The parts of the server and how they hang together; it is the EventLog of rpc."""
 
     def __init__(self, config: Config, ring: Ring, control: Control) -> None:
         self._config = config
-        self._control = control
         self._reader = ring.reader(from_start=True)
         self._boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
-        self.node = Node()
-        self.archive = Archive(config, self._boot_id, self._devices, self._checkpoint, _clocks)
-        same_boot, lines = self.archive.last_events()
-        self.state = recover(lines, same_boot=same_boot)
-        self.recorder = Recorder(
-            self.node, self.archive.samples, self.archive.last_samples(), self._record_sampler_event
+        self._node = Node()
+        self._archive = Archive(config, self._boot_id, self._devices, self._checkpoint, _clocks)
+        same_boot, lines = self._archive.last_events()
+        self._state = recover(lines, same_boot=same_boot)
+        last = self._archive.last_samples()
+        self._recorder = Recorder(self._node, self._archive.samples, last, self._record_sampler_event)
+        self._accounting = Accounting(
+            self._state, self._node, control, round(NANOSECONDS_PER_SECOND / config.hz)
         )
-        self.intake = Intake(self.state, self._boot_id, pwd.getpwuid(os.geteuid()).pw_name)
-        self.marks = MarkService(self.intake, self, self._boot_id)
+        intake = Intake(self._state, self._boot_id, pwd.getpwuid(os.geteuid()).pw_name)
+        self._marks = MarkService(intake, self, self._boot_id)
+        self._telemetry = TelemetryService(
+            self._node,
+            self._state,
+            self._vitals,
+            name=config.node,
+            boot_id=self._boot_id,
+            sampler_pid=os.getppid(),
+        )
+        self._metrics = MetricsServer()
         self._announced = False
+        self._second_nano = 0
 
     def _devices(self) -> list[dict[str, Any]]:
-        return self.recorder.devices()
+        return self._recorder.devices()
 
-    def _checkpoint(self) -> dict[str, Any]:
-        return self.state.checkpoint()
-
-    # The EventLog of rpc.
+    def _checkpoint(self) -> orjson.Fragment:
+        return orjson.Fragment(self._state.checkpoint())
 
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write lines that the state knows, and account for them."""
         if lines:
-            self.archive.events.append([line_body(line) for line in lines])
+            self._archive.events.append([line_body(line) for line in lines])
+            self._accounting.note(lines)
 
     def commit(self) -> "asyncio.Future[None]":
         """Done when all lines so far are on disk."""
-        return self.archive.events.commit()
+        return self._archive.events.commit()
 
     async def room(self) -> None:
         """Wait while too much waits for the disk."""
-        await self.archive.events.room()
+        await self._archive.events.room()
 
     def _record_sampler_event(self, line: dict[str, Any]) -> None:
-        if self.state.is_known(line):
-            return
-        self.state.apply(line)
-        self.append([line])
+        if not self._state.is_known(line):
+            self._state.apply(line)
+            self.append([line])
 
-    def _record_daemon(self, what: str, reason: str = "") -> None:
-        line = {"type": "daemon", "monotonic_nano": time.monotonic_ns(), "what": what}
-        self.append([{**line, **({"reason": reason} if reason else {})}])
+    def _record_daemon(self, what: str) -> None:
+        self.append([{"type": "daemon", "monotonic_nano": time.monotonic_ns(), "what": what}])
 
     async def serve(self, lifeline_fd: int, ready_fd: int) -> int:
         """Bind, say ready, poll the ring until the lifeline ends, and leave everything written."""
-        loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        with self._socket() as owner:
+        with OwnerSocket(self._config.socket) as owner:
             server = make_server()
-            marks_pb2_grpc.add_MarkServiceServicer_to_server(self.marks, server)
+            marks_pb2_grpc.add_MarkServiceServicer_to_server(self._marks, server)
+            telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(self._telemetry, server)
+            if self._config.metrics:
+                await self._metrics.start(self._config.metrics)
             owner.bind(server)
-            self.archive.start()
+            self._archive.start()
             await server.start()
-            answer = {"ready": True, "socket": str(owner.path), "metrics": self._config.metrics}
+            answer = {"ready": True, "socket": str(owner.path), "metrics": self._metrics.address}
             _say(ready_fd, {**answer, "archive": str(self._config.archive)})
-            loop.add_reader(lifeline_fd, _watch, lifeline_fd, ended)
-            gc.collect()
-            gc.freeze()
+            asyncio.get_running_loop().add_reader(lifeline_fd, _watch, lifeline_fd, ended)
+            _tame_collector()
             while not ended.is_set():
                 self._poll()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _POLL_SECONDS)
-            loop.remove_reader(lifeline_fd)
-            self.marks.stop()
+            asyncio.get_running_loop().remove_reader(lifeline_fd)
+            self._marks.stop()
+            await self._metrics.stop()
             await server.stop(_GRACE_SECONDS)
+        return await self._finish()
+
+    async def _finish(self) -> int:
+        """Write what the sampler left behind, and close the archive."""
         self._poll()
         self._record_daemon("stopped")
-        lost = await self.archive.close()
+        lost = await self._archive.close()
         if lost:
-            logging.getLogger("wattd").error("archive: %d lines could not be written and are lost", lost)
-        return 0
-
-    @contextlib.contextmanager
-    def _socket(self) -> Iterator[OwnerSocket]:
-        with OwnerSocket(self._config.socket) as owner:
-            yield owner
+            _logger.error("archive: %d lines could not be written and are lost", lost)
+        return 1 if lost else 0
 
     def _poll(self) -> None:
-        """Take what the ring holds."""
-        self.recorder.feed(self._reader.read(), self._reader.lost)
-        if not self._announced and self.recorder.is_same_sampler is not None:
+        """Take what the ring holds; once a second, renew what is shown."""
+        ticks = self._recorder.feed(self._reader.read(), self._reader.lost)
+        self._telemetry.publish(ticks, self._recorder.offsets)
+        if not self._announced and self._recorder.is_same_sampler is not None:
             self._announced = True
-            self._record_daemon("server_restarted" if self.recorder.is_same_sampler else "started")
+            self._record_daemon("server_restarted" if self._recorder.is_same_sampler else "started")
+        now = time.monotonic_ns()
+        if now - self._second_nano >= NANOSECONDS_PER_SECOND:
+            self._second_nano = now
+            self._accounting.settle(now)
+            self._renew_page()
+
+    def _renew_page(self) -> None:
+        if not self._metrics.address:
+            return
+        sources = Sources(
+            node=self._node,
+            state=self._state,
+            ledger=self._accounting.ledger,
+            phases=self._accounting.phases,
+            vitals=self._vitals(),
+        )
+        self._metrics.page = Page(families(sources))
+
+    def _vitals(self) -> Vitals:
+        archive = self._archive
+        logs = {"samples": archive.samples, "events": archive.events}
+        pids = {"sampler": os.getppid(), "server": os.getpid()}
+        found = {name: ProcessVitals.of(pid) for name, pid in pids.items()}
+        return Vitals(
+            archive=str(archive.folder),
+            metrics=self._metrics.address,
+            fault=archive.fault,
+            free_bytes=archive.free_bytes(),
+            torn_bytes=archive.torn_bytes,
+            written_bytes={kind: log.written_bytes for kind, log in logs.items()},
+            written_lines={kind: log.written_lines for kind, log in logs.items()},
+            dropped_lines={kind: log.dropped_lines for kind, log in logs.items()},
+            pending_bytes={kind: log.pending_bytes for kind, log in logs.items()},
+            marks=self._marks.marks,
+            refused_marks=self._marks.refused,
+            dropped_marks=self._marks.dropped,
+            clients=self._marks.clients,
+            ring_lost=self._reader.lost,
+            watch_dropped=self._telemetry.dropped_messages,
+            processes={name: vitals for name, vitals in found.items() if vitals is not None},
+        )
+
+
+def _tame_collector() -> None:
+    """Nearly nothing here is cyclic garbage: look for it rarely, and never through what is there now."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _watch(lifeline_fd: int, ended: asyncio.Event) -> None:

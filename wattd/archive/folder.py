@@ -35,7 +35,7 @@ class Archive:
         config: Config,
         boot_id: str,
         devices: Callable[[], list[dict[str, Any]]],
-        checkpoint: Callable[[], dict[str, Any]],
+        checkpoint: Callable[[], Any],
         clock: Callable[[], tuple[int, int]],
     ) -> None:
         """Take the archive and mend what a daemon that died left; `start` begins to write.
@@ -44,7 +44,7 @@ class Archive:
             config: Names the folder, the node and the bounds of a segment.
             boot_id: Boot id of this machine, in full.
             devices: The table of devices that a new samples segment begins with.
-            checkpoint: The state that a new events segment begins with.
+            checkpoint: The state that a new events segment begins with; orjson encodes it.
             clock: Monotonic and Unix nanoseconds.
 
         Raises:
