@@ -148,13 +148,15 @@ def as_table(status: dict[str, Any]) -> str:
     archive, marks = status["archive"], status["marks"]
     state = f"cannot be written: {archive['fault']}" if archive["fault"] else "is being written"
     free = f", {_bytes(archive['free_bytes'])} free" if "free_bytes" in archive else ""
+    up, scheduling = _duration(status["uptime_seconds"]), status["scheduling"] or "unknown"
+    restarts = status["server_restarts"]
+    again = f", server restarted {restarts} times" if restarts else ""
+    process = f"pid {status['pid']}, {scheduling} scheduling"
     lines = [
-        f"wattd {status['version']} on {status['node']}, up {_duration(status['uptime_seconds'])}"
-        f" (pid {status['pid']}, {status['scheduling'] or 'unknown'} scheduling)",
-        f"ticks    {status['ticks']}, {status['missed_ticks']} missed"
-        + (f", server restarted {status['server_restarts']} times" if status["server_restarts"] else ""),
+        f"wattd {status['version']} on {status['node']}, up {up} ({process})",
+        f"ticks    {status['ticks']}, {status['missed_ticks']} missed{again}",
         f"archive  {archive['folder']} {state}, {_bytes(archive['written_bytes'])} so far{free}",
-        f"marks    {marks['written']} written, {marks['refused']} refused, {marks['dropped']} dropped by clients",
+        f"marks    {marks['written']} written, {marks['refused']} refused, {marks['dropped']} dropped",
         f"metrics  http://{status['metrics']}/metrics" if status["metrics"] else "metrics  off",
         "",
         *_sensor_lines(status),
