@@ -38,6 +38,10 @@ class _RunMarkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunMarkKi
     """The run ends on this rank."""
     RUN_MARK_KIND_UPDATE: _RunMarkKind.ValueType  # 3
     """gpu_uuids have become known (CUDA was started after the begin)."""
+    RUN_MARK_KIND_JOIN: _RunMarkKind.ValueType  # 4
+    """This client marks phases of a run that another process of the same rank
+    has begun, as a forked data loader does. It neither begins nor ends it.
+    """
 
 class RunMarkKind(_RunMarkKind, metaclass=_RunMarkKindEnumTypeWrapper):
     """What a run mark says."""
@@ -49,6 +53,10 @@ RUN_MARK_KIND_END: RunMarkKind.ValueType  # 2
 """The run ends on this rank."""
 RUN_MARK_KIND_UPDATE: RunMarkKind.ValueType  # 3
 """gpu_uuids have become known (CUDA was started after the begin)."""
+RUN_MARK_KIND_JOIN: RunMarkKind.ValueType  # 4
+"""This client marks phases of a run that another process of the same rank
+has begun, as a forked data loader does. It neither begins nor ends it.
+"""
 Global___RunMarkKind: _TypeAlias = RunMarkKind  # noqa: Y015
 
 class _PhaseMarkKind:
