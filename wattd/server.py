@@ -35,7 +35,8 @@ from wattd.v1 import marks_pb2_grpc, telemetry_pb2_grpc
 from wattd.values import NANOSECONDS_PER_SECOND, UserError
 from wattd.vitals import ProcessVitals, Vitals
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
+_WATCHED_POLL_SECONDS = 0.1
 _GRACE_SECONDS = 1.0
 _logger = logging.getLogger("wattd")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -104,6 +105,7 @@ class _Server:
         self._metrics = MetricsServer()
         self._announced = False
         self._second_nano = 0
+        self._next_poll: asyncio.TimerHandle
 
     def _devices(self) -> list[dict[str, Any]]:
         return self._recorder.devices()
@@ -149,15 +151,20 @@ class _Server:
             _say(ready_fd, {**answer, "archive": str(self._config.archive)})
             asyncio.get_running_loop().add_reader(lifeline_fd, _watch, lifeline_fd, ended)
             _tame_collector()
-            while not ended.is_set():
-                self._poll()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), _POLL_SECONDS)
+            self._keep_polling()
+            await ended.wait()
+            self._next_poll.cancel()
             asyncio.get_running_loop().remove_reader(lifeline_fd)
             self._marks.stop()
             await self._metrics.stop()
             await server.stop(_GRACE_SECONDS)
         return await self._finish()
+
+    def _keep_polling(self) -> None:
+        """Poll the ring now and then again: often only while somebody watches."""
+        pause = _WATCHED_POLL_SECONDS if self._telemetry.is_watched else _POLL_SECONDS
+        self._next_poll = asyncio.get_running_loop().call_later(pause, self._keep_polling)
+        self._poll()
 
     async def _finish(self) -> int:
         """Write what the sampler left behind, and close the archive."""

@@ -102,6 +102,11 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
         """Messages that slow watchers missed."""
         return self._dropped_before + sum(watcher.dropped for watcher in self._watchers)
 
+    @property
+    def is_watched(self) -> bool:
+        """Somebody watches samples."""
+        return bool(self._watchers)
+
     async def ListSensors(  # noqa: N802 - the wire's name
         self,
         request: telemetry_pb2.ListSensorsRequest,  # noqa: ARG002 - it has no fields
