@@ -50,7 +50,7 @@ class Readings:
 
     Attributes:
         read: When the counter was read, monotonic nanoseconds.
-        old: Last reading that still showed the old value, monotonic nanoseconds; `UNKNOWN` when it is not known.
+        old: Last reading that still showed the old value, monotonic nanoseconds; `UNKNOWN` where not known.
         energy: Counter, joules.
         low_watts: Lowest power reading; `nan` when there is none.
         high_watts: Highest power reading; `nan` when there is none.
@@ -147,7 +147,7 @@ def power_bounds(counter: Counter, limit_watts: float | None, *, blurred: bool) 
     only the power limit bounds from above, else twice the highest mean, and nothing bounds from below.
 
     Args:
-        counter: Edges over the run.
+        counter: Edges over the run and a little around it.
         limit_watts: The device's power limit; `None` when it is not known.
         blurred: Most of the time lies in updates that phases share.
     """

@@ -25,6 +25,7 @@ from wattq.sweep import Pieces
 # How late a sensor's counter may be, nanoseconds (delay and rise of boards are some milliseconds).
 _DELAY_GPU = 10_000_000
 _DELAY_CPU = 1_000_000
+_AROUND_NANO = 2 * NANO
 # The share of a row's energy that its half-width may not pass, and of its time that must be covered.
 WIDEST = 0.5
 LEAST_COVERAGE = 0.5
@@ -161,7 +162,9 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
     """
     rows = len(pieces.rows)
     begin, end = int(pieces.start[0]), int(pieces.stop[-1])
-    counter = counter.between(begin, end)
+    # What the device draws just before and after the run shares the updates at the run's two ends.
+    margin = max(_AROUND_NANO, 5 * counter.period)
+    around, counter = counter.between(begin - margin, end + margin), counter.between(begin, end)
     nanos = (pieces.stop - pieces.start).astype(np.float64)
     joules = _energy(counter, pieces)
     delay = delay_nano(device, counter.period)
@@ -169,7 +172,7 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
     exposure = _exposure(counter, pieces)
     interval, row, time, length = exposure
     pure = time[length[interval] - time <= 0].sum()
-    bounds = power_bounds(counter, device.power_limit_watts, blurred=bool(pure < nanos.sum() / 2))
+    bounds = power_bounds(around, device.power_limit_watts, blurred=bool(pure < nanos.sum() / 2))
     statistical = _sharing(counter, exposure, bounds, rows) + _edge_error(counter, pieces)
     longest = np.zeros(rows)
     np.maximum.at(longest, row, length[interval])

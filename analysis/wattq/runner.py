@@ -91,7 +91,11 @@ class Archive:
                 "preserve_insertion_order": "false",
             }
         )
-        self._retry(self._register)
+        try:
+            self._retry(self._register)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

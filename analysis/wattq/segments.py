@@ -101,7 +101,8 @@ def read_header(connection: duckdb.DuckDBPyConnection, path: Path) -> Segment | 
         duckdb.IOException: The file is gone; it may have been compressed in the meantime.
     """
     source = reader([path], HEADER)
-    query = f"select * exclude (filename) from {source} limit 1"  # noqa: S608 paths are quoted
+    # Lines come in no promised order, so the first one is asked for by its type.
+    query = f"select * exclude (filename) from {source} where type = 'segment' limit 1"  # noqa: S608 quoted
     lines = connection.execute(query)
     names = [column[0] for column in lines.description or []]
     row = lines.fetchone()

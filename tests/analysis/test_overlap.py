@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from wattq.counter import NANO, Counter, Device, Readings, blind_spots, locate, power_bounds
 from wattq.overlap import share
 from wattq.rows import Account, largest_remainder, rows
@@ -31,7 +30,7 @@ def counter_of(edges, watts, period, begin=0):
     return locate(Readings(read + MILLI, read - MILLI, energy))
 
 
-def account_of(counter, spans, end, what=None, gaps=NO_GAPS, begin=0):
+def account_of(counter, spans, end, what=None, *, gaps=NO_GAPS, begin=0):
     """Returns the rows of a run from (begin, end, name, lane)."""
     columns = np.array(spans, dtype=np.int64).reshape(-1, 4)
     phases = Phases(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], NAMES)

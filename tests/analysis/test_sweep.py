@@ -3,7 +3,6 @@ from itertools import combinations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from wattq.sweep import OUTSIDE, Phases, cut, union
 
 NAMES = ("a", "b", "c")

@@ -1,0 +1,62 @@
+"""A simulated training whose truth is known, as an archive."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.analysis.archives import MILLI, NANO, START, ArchiveWriter, SimulatedDevice, staircase
+
+# Phase, milliseconds, watts on the GPU.
+STEP = (
+    ("data_load", 200, 130.0),
+    ("teacher_forward", 1_200, 620.0),
+    ("student_forward", 700, 450.0),
+    ("backward", 1_400, 540.0),
+    ("optimizer_step", 400, 320.0),
+)
+TOKENS = {"teacher_forward": 4_096, "student_forward": 4_000}
+
+
+@dataclass
+class Study:
+    """The archive's writer, not yet written, and what is true of it."""
+
+    writer: ArchiveWriter
+    begin: int
+    end: int
+    spans: list[tuple[str, int, int, float]]
+
+    def truth(self, phase: str, device: int = 0) -> float:
+        """Returns the true energy of a phase on a device, joules."""
+        energy = self.writer.devices[device].energy
+        return sum(float(energy(b) - energy(a)) for name, a, b, _ in self.spans if name == phase)
+
+
+def make_study(root: Path, steps: int = 6, **device: object) -> Study:
+    """Simulates a training of some steps on one GPU and one package."""
+    writer = ArchiveWriter(root)
+    begin = now = START + 2 * NANO
+    spans = []
+    for _ in range(steps):
+        for phase, length, watts in STEP:
+            spans.append((phase, now, now + length * MILLI, watts))
+            now += length * MILLI
+    gpu = staircase([(a, b, watts) for _, a, b, watts in spans], 90.0)
+    package = staircase([(a, b, 40 + watts / 10) for _, a, b, watts in spans], 30.0)
+    writer.devices = [
+        SimulatedDevice("GPU-aaaa", "gpu", gpu, 20 * MILLI, 3 * MILLI),
+        SimulatedDevice("package-0", "package", package, MILLI, sensor="rapl", **device),  # type: ignore[arg-type]
+    ]
+    writer.run("run-1", begin, now, run="study", gpu_uuids=["GPU-aaaa"], gpu_source="torch", seed=0)
+    for phase, a, b, _ in spans:
+        told = {"tokens": TOKENS[phase]} if phase in TOKENS else {}
+        writer.phase("run-1", phase, a, b, **told)
+    writer.measure(START, now + NANO, power=True)
+    return Study(writer, begin, now, spans)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """A training of six steps; write it with `study.writer.write()`."""
+    return make_study(tmp_path / "archive")

@@ -1,0 +1,509 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+from wattq import runner
+from wattq.errors import UserError
+from wattq.estimate import Chosen
+from wattq.rows import COLUMNS
+from wattq.runner import VIEWS, Archive, sql_folder
+
+from tests.analysis.archives import MILLI, NANO, START, WALL, ArchiveWriter, SimulatedDevice
+from tests.analysis.conftest import STEP, make_study
+
+ENERGY = "select * from phase_energy order by rowid"
+
+
+def answer(root: Path, sql: str = ENERGY):
+    """Returns the rows of a query as dictionaries."""
+    with Archive(root) as archive:
+        return archive.query(sql).records()
+
+
+def by_phase(rows, device="GPU-aaaa"):
+    """Returns the rows of one device by phase."""
+    return {row["phase"]: row for row in rows if row["device"] == device}
+
+
+def test_each_phase_has_its_energy(study):
+    """The truth lies in the interval, and the number is close to it where phases are long."""
+    rows = answer(study.writer.write())
+    for number, device in enumerate(("GPU-aaaa", "package-0")):
+        found = by_phase(rows, device)
+        for phase, _, _ in STEP:
+            row, truth = found[phase], study.truth(phase, number)
+            assert row["energy_low_joules"] <= truth <= row["energy_high_joules"], (device, phase)
+            assert row["count"] == 6
+        assert found["backward"]["energy_joules"] == pytest.approx(study.truth("backward", number), rel=0.02)
+
+
+def test_rows_add_up_to_the_counter_in_sql(study):
+    """Rows of a device = its counter over the run, asked in SQL."""
+    with Archive(study.writer.write()) as archive:
+        sums = archive.query(
+            "select run_id, node, device, sum(energy_joules) from phase_energy group by all"
+        ).rows
+        assert {row[:3] for row in sums} == set(archive.counters)
+        for *key, total in sums:
+            assert total == pytest.approx(archive.counters[tuple(key)], rel=1e-9, abs=1e-6)
+            assert total > 0
+
+
+def test_plain_sql_agrees_with_the_estimator(study):
+    """Where phases neither nest nor overlap, the view in SQL alone gives the estimator's energies."""
+    with Archive(study.writer.write()) as archive:
+        rows = archive.query(
+            """
+            select ours.device, ours.phase, ours.energy_joules, plain.energy_joules, ours.duration_seconds,
+                plain.duration_seconds
+            from phase_energy as ours
+            inner join phase_energy_overlap as plain using (run_id, node, device, phase)
+            """
+        ).rows
+    assert len(rows) == 2 * len(STEP)
+    for device, phase, ours, plain, seconds, plain_seconds in rows:
+        assert ours == pytest.approx(plain, rel=1e-9, abs=2e-6), (device, phase)
+        assert seconds == pytest.approx(plain_seconds, rel=1e-9)
+
+
+@pytest.mark.parametrize("segments", [2, 7])
+@pytest.mark.parametrize("closed", [True, False])
+def test_how_the_archive_is_cut_changes_nothing(study, tmp_path, segments, closed):
+    """Segments and their order on disk are no part of the answer."""
+    study.writer.root = tmp_path / "one"
+    whole = answer(study.writer.write())
+    study.writer.root = tmp_path / "many"
+    study.writer.write(segments=segments, closed=closed, reverse=True, kinds="events")
+    assert answer(study.writer.write(segments=segments, closed=closed, kinds="samples")) == whole
+
+
+def test_schema_is_the_golden_one(study):
+    """Names, types and order of all columns are a contract: analysis/sql/schema.csv."""
+    with (sql_folder() / "schema.csv").open(newline="", encoding="utf-8") as file:
+        golden = [(row["view"], row["column"], row["type"]) for row in csv.DictReader(file)]
+    with Archive(study.writer.write()) as archive:
+        found = []
+        for view in dict.fromkeys(row[0] for row in golden):
+            described = archive.connection.execute(f"describe {view}").fetchall()
+            found += [(view, name, kind) for name, kind, *_ in described]
+    assert found == golden
+    assert {row[0] for row in golden} == {*VIEWS, "phase_energy"}
+
+
+def test_units_of_the_schema_are_those_of_the_names():
+    """The unit stands in the name, and the golden schema says the same."""
+    units = {
+        "nano": "ns",
+        "seconds": "s",
+        "joules": "J",
+        "watts": "W",
+        "bytes": "B",
+        "ratio": "1",
+        "hertz": "Hz",
+    }
+    with (sql_folder() / "schema.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            expected = units.get(row["column"].rsplit("_", 1)[-1])
+            if expected and row["column"] != "energy_per_token_joules":
+                assert row["unit"] == expected, row
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view_says_its_grain_and_keeps_it(study, view):
+    """The first line of a view names its key, and the key is one."""
+    first = (sql_folder() / f"{view}.sql").read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("-- grain: one row per (")
+    key = first.removeprefix("-- grain: one row per (").removesuffix(")")
+    with Archive(study.writer.write(segments=3)) as archive:
+        doubled = archive.query(f"select {key}, count(*) from {view} group by {key} having count(*) > 1")  # noqa: S608 names of our own
+    assert doubled.rows == []
+
+
+def test_run_energy_is_gpu_package_and_dram(study, tmp_path):
+    """core, uncore and psys are never added to a run's total."""
+    for name, domain in (("core-0", "core"), ("psys-0", "psys"), ("dram-0", "dram")):
+        study.writer.devices.append(SimulatedDevice(name, domain, [(START, 20.0)], MILLI, sensor="rapl"))
+    study.writer.samples.clear()
+    study.writer.measure(START, study.end + NANO)
+    row = answer(study.writer.write(), "select * from run_energy")[0]
+    seconds = (study.end - study.begin) / NANO
+    truth = sum(study.truth(phase, device) for phase, _, _ in STEP for device in (0, 1)) + 20 * seconds
+    assert row["energy_joules"] == pytest.approx(truth, rel=2e-3)
+    assert row["dram_energy_joules"] == pytest.approx(20 * seconds, rel=2e-3)
+    assert row["tokens_phase"] == "student_forward"
+    assert row["tokens"] == 6 * 4_000
+    assert row["energy_per_token_joules"] == pytest.approx(row["energy_joules"] / 24_000)
+
+
+def test_tokens_phase_of_the_run_wins(study):
+    """A run's tokens are those of the phase that it names."""
+    study.writer.events[0]["tokens_phase"] = "teacher_forward"
+    row = answer(study.writer.write(), "select tokens_phase, tokens from run_energy")[0]
+    assert row == {"tokens_phase": "teacher_forward", "tokens": 6 * 4_096}
+
+
+def test_mark_that_came_twice_counts_once(study):
+    """A batch that is sent again changes nothing, even in another segment."""
+    once = answer(study.writer.write(kinds="both"))
+    study.writer.events += list(study.writer.events)
+    shutil.rmtree(study.writer.root)
+    assert answer(study.writer.write(segments=2)) == once
+
+
+def test_open_phase_lasts_until_the_archive_ends(study):
+    """A phase without an end is open, and has energy as long as there is evidence."""
+    study.writer.events = [line for line in study.writer.events if line["type"] != "run_end"]
+    study.writer.phase("run-1", "eval", study.end, None)
+    root = study.writer.write()
+    phase = answer(root, "select * from phases where phase = 'eval'")[0]
+    assert phase["open"]
+    assert phase["end_monotonic_nano"] == study.end + NANO
+    assert answer(root, "select open from runs") == [{"open": True}]
+    # The last update stands up to one period before the end of the archive.
+    assert by_phase(answer(root))["eval"]["energy_joules"] == pytest.approx(90, rel=0.03)
+
+
+def test_end_of_the_client_wins_over_the_daemons(study):
+    """Where the daemon closed a phase and the client's own end came later, the client is right."""
+    line = study.writer.phase("run-1", "eval", study.end, study.end + NANO // 2)
+    closed = {key: value for key, value in line.items() if key != "mark"}
+    closed |= {"end_monotonic_nano": study.end + NANO, "closed_by": "lost_client"}
+    study.writer.events.insert(0, closed)
+    found = answer(
+        study.writer.write(), "select closed_by, duration_seconds from phases where phase = 'eval'"
+    )
+    assert found == [{"closed_by": None, "duration_seconds": 0.5}]
+
+
+def test_phase_closed_by_the_daemon_says_so(study):
+    """closed_by is carried where only the daemon's end is known."""
+    line = study.writer.phase("run-1", "eval", study.end, study.end + NANO, closed_by="lost_client")
+    del line["mark"]
+    found = answer(study.writer.write(), "select closed_by, open from phases where phase = 'eval'")
+    assert found == [{"closed_by": "lost_client", "open": False}]
+
+
+def test_gpu_is_cut_by_the_ranks_that_use_it(tmp_path):
+    """Each GPU gets its ranks' phases, the package the lowest rank's, with all tokens."""
+    writer = ArchiveWriter(tmp_path)
+    begin, end = START + NANO, START + 9 * NANO
+    for number in range(2):
+        writer.devices.append(
+            SimulatedDevice(f"GPU-{number}", "gpu", [(START, 100.0 * (number + 1))], 20 * MILLI)
+        )
+        keys = {"rank": number, "local_rank": number, "gpu_uuids": [f"GPU-{number}"], "world_size": 2}
+        writer.run("r", begin, end, client=f"c{number}", **keys)
+        name = ("forward", "backward")[number]
+        writer.phase(
+            "r", name, begin + NANO, end - NANO, client=f"c{number}", rank=number, tokens=10 + number
+        )
+        writer.phase("r", "both", end - NANO, end, client=f"c{number}", rank=number, tokens=7)
+    writer.devices.append(SimulatedDevice("package-0", "package", [(START, 50.0)], 20 * MILLI))
+    writer.measure(START, end + NANO)
+    rows = answer(writer.write())
+    assert {row["phase"] for row in rows if row["device"] == "GPU-0"} == {"forward", "both", "(outside)"}
+    assert {row["phase"] for row in rows if row["device"] == "GPU-1"} == {"backward", "both", "(outside)"}
+    package = by_phase(rows, "package-0")
+    assert set(package) == {"forward", "both", "(outside)"}
+    assert by_phase(rows, "GPU-1")["both"]["tokens"] == 7
+    assert package["both"]["tokens"] == 14
+    assert by_phase(rows, "GPU-1")["backward"]["energy_joules"] == pytest.approx(1_200, rel=0.01)
+    assert all("not known" not in (row["reason"] or "") for row in rows)
+
+
+def test_gpus_that_are_not_known_are_all_counted_and_it_is_said(study):
+    """Unknown GPUs: all of the node count, and the reason says so."""
+    study.writer.events[0] |= {"gpu_uuids": [], "gpu_source": "unknown"}
+    row = by_phase(answer(study.writer.write()))["backward"]
+    assert row["valid"]
+    assert row["reason"] == "which GPUs the run used is not known: all were counted"
+
+
+def test_gpus_become_known_by_an_update(study):
+    """A run_update tells which GPUs the run uses."""
+    study.writer.events[0] |= {"gpu_uuids": [], "gpu_source": "unknown"}
+    study.writer.mark(
+        "c0", "run_update", monotonic_nano=study.begin + 1, run_id="run-1", rank=0, gpu_uuids=["GPU-x"]
+    )
+    assert by_phase(answer(study.writer.write())) == {}
+
+
+def test_nested_energy_is_in_the_inclusive_column(study):
+    """The outer row has the rest, and energy_inclusive_joules has it all."""
+    study.writer.phase("run-1", "step", study.begin, study.end)
+    found = by_phase(answer(study.writer.write()))
+    assert found["step"]["duration_seconds"] == 0
+    assert found["step"]["energy_joules"] == 0
+    total = sum(study.truth(phase) for phase, _, _ in STEP)
+    assert found["step"]["energy_inclusive_joules"] == pytest.approx(total, rel=2e-3)
+
+
+def test_side_by_side_phases_have_no_tokens_of_their_own(study):
+    """A row a+b has energy but no tokens, and its parts say where their time went."""
+    study.writer.phase("run-1", "logging", study.begin, study.end, thread=1, tokens=5)
+    found = by_phase(answer(study.writer.write()))
+    both = found["backward+logging"]
+    assert both["tokens"] is None
+    assert both["energy_joules"] == pytest.approx(study.truth("backward"), rel=0.02)
+    assert found["backward"]["energy_per_token_joules"] is None
+    assert "+" in found["backward"]["reason"]
+
+
+def test_pause_between_two_starts_is_not_the_runs(tmp_path):
+    """A restarted run has the energy of its starts, and counts them."""
+    writer = ArchiveWriter(tmp_path, devices=[SimulatedDevice("GPU-0", "gpu", [(START, 100.0)], 20 * MILLI)])
+    for number, first in enumerate((1, 20)):
+        client, begin = f"c{number}", START + first * NANO
+        writer.run("r", begin, begin + 4 * NANO, client=client, restarts=number, gpu_uuids=["GPU-0"])
+        writer.phase("r", "train", begin + NANO, begin + 3 * NANO, client=client)
+    writer.measure(START, START + 30 * NANO)
+    found = by_phase(answer(writer.write()), "GPU-0")
+    assert found["train"]["energy_joules"] == pytest.approx(400, rel=1e-3)
+    assert found["(outside)"]["energy_joules"] == pytest.approx(400, rel=1e-3)
+    assert found["train"]["restarts"] == 1
+
+
+def test_wall_time_comes_from_the_clock(study):
+    """A run's wall times are its monotonic times, put on the clock's triples."""
+    row = answer(study.writer.write(), "select begin_time_unix_nano, end_time_unix_nano from runs")[0]
+    assert row["begin_time_unix_nano"] == WALL + study.begin - START
+    assert row["end_time_unix_nano"] == WALL + study.end - START
+
+
+def test_power_readings_stand_beside_the_energy_of_the_same_moment(study):
+    """Samples has one row a reading, with power where both were read at once, and apart where not."""
+    study.writer.samples.append(
+        {
+            "type": "tick",
+            "monotonic_nano": study.end + 2 * NANO,
+            "power_device": [0],
+            "power_watts": [77.0],
+            "power_old_us": [-500],
+            "power_read_us": [250],
+        }
+    )
+    rows = answer(
+        study.writer.write(), "select * from samples where device = 'GPU-aaaa' order by monotonic_nano"
+    )
+    assert rows[-1]["power_watts"] == 77.0
+    assert rows[-1]["energy_joules"] is None
+    assert rows[-1]["monotonic_nano"] == study.end + 2 * NANO + 250_000
+    assert rows[-1]["power_old_monotonic_nano"] == study.end + 2 * NANO - 500_000
+    assert all(row["power_watts"] is not None and row["energy_joules"] is not None for row in rows[:-1])
+
+
+def test_state_results_gaps_and_sensors_are_rows(study):
+    """Device state, scores, energy per token, gaps and sensors come out as they went in."""
+    writer = study.writer
+    writer.samples.append(
+        {
+            "type": "state",
+            "monotonic_nano": study.end,
+            "cpu_utilization_ratio": 0.5,
+            "gpus": [{"number": 0, "utilization_ratio": 0.9, "power_limit_watts": 700.0}],
+        }
+    )
+    score = {
+        "type": "evaluation",
+        "request_id": "q",
+        "monotonic_nano": study.end,
+        "run_id": "run-1",
+        "harness": "h",
+        "task": "mmlu",
+        "metric": "acc",
+        "value": 0.28,
+        "stderr": 0.03,
+        "n": 281,
+        "model": "student",
+    }
+    ept = {
+        "type": "ept",
+        "request_id": "e",
+        "monotonic_nano": study.end,
+        "run_id": "run-1",
+        "batch": 4,
+        "tokens_in": 1,
+        "tokens_out": 2,
+        "energy_joules": 3.0,
+    }
+    gap = {
+        "type": "gap",
+        "begin_monotonic_nano": START,
+        "end_monotonic_nano": START + NANO,
+        "reason": "daemon_down",
+    }
+    down = {
+        "type": "sensor",
+        "monotonic_nano": study.end,
+        "sensor": "rapl",
+        "up": False,
+        "reason": "permission",
+    }
+    writer.events += [score, score, ept, gap, down]
+    with Archive(writer.write()) as archive:
+        states = archive.query(
+            "select device, utilization_ratio, cpu_utilization_ratio from device_state"
+        ).rows
+        assert sorted(states, key=str) == [("GPU-aaaa", 0.9, None), (None, None, 0.5)]
+        assert archive.query("select value, stderr, n from evaluations").rows == [(0.28, 0.03, 281)]
+        assert archive.query("select batch, energy_joules, energy_prefill_joules from ept").rows == [
+            (4, 3.0, None)
+        ]
+        assert archive.query("select device, duration_seconds, reason from gaps").rows == [
+            (None, 1.0, "daemon_down")
+        ]
+        assert archive.query("select sensor, up, reason from sensors order by 1").rows == [
+            ("nvml", True, None),
+            ("rapl", False, "permission"),
+        ]
+
+
+def test_torn_lines_are_counted_and_the_rest_is_read(study):
+    """A torn last line, in samples or events, costs itself and is counted."""
+    root = study.writer.write(closed=False)
+    whole = answer(root)
+    for path in root.rglob("*.jsonl"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write('{"seq":999,"type":"tick","monoto')
+    with Archive(root) as archive:
+        assert archive.query(ENERGY).records() == whole
+        assert archive.warnings() == ["2 lines could not be read (torn by a crash, or still being written)"]
+
+
+def test_both_forms_of_a_segment_count_once(study):
+    """While a segment is compressed both files are there, and its lines count once."""
+    root = study.writer.write()
+    whole = answer(root)
+    study.writer.write(closed=False)
+    assert answer(root) == whole
+
+
+def test_segment_that_is_renamed_under_our_hands_is_found_again(study):
+    """A segment may be compressed between the listing and the reading."""
+    root = study.writer.write(closed=False)
+    with Archive(root) as archive:
+        whole = answer(root)
+        for path in root.rglob("*.jsonl"):
+            path.unlink()
+        study.writer.write()
+        assert archive.query(ENERGY).records() == whole
+
+
+def test_foreign_files_are_left_alone(study):
+    """A folder may hold files of other people."""
+    root = study.writer.write()
+    whole = answer(root)
+    folder = next(root.rglob("*.zst")).parent
+    (folder / "notes.jsonl").write_text("not ours\n")
+    (folder / "0badcafe-000777.jsonl").write_text('{"hello": 1}\n')
+    (folder / "0badcafe-000778.jsonl").write_text("")
+    (root / "README").write_text("hello")
+    with Archive(root) as archive:
+        assert archive.query(ENERGY).records() == whole
+        assert archive.foreign_files == 2
+
+
+def test_archive_of_another_version_is_refused(study, tmp_path):
+    """What cannot be understood is refused in one line that names the versions."""
+    study.writer.version = 2
+    with pytest.raises(UserError, match="another version"):
+        Archive(study.writer.write())
+    study.writer.version, study.writer.root = 1, tmp_path / "liar"
+    root = study.writer.write(closed=False)
+    for path in root.rglob("*.jsonl"):
+        path.write_text(path.read_text().replace('"version":1', '"version":2'))
+    with pytest.raises(UserError, match="version 2"):
+        Archive(root)
+
+
+def test_empty_archive_is_refused(tmp_path):
+    """Nothing there is said in one line."""
+    with pytest.raises(UserError, match="no samples or events"):
+        Archive(tmp_path)
+
+
+def test_unknown_keys_and_types_are_ignored(study):
+    """A reader ignores what it does not know."""
+    whole = answer(study.writer.write())
+    for line in study.writer.events:
+        line["shoe_size"] = {"eu": 43}
+    study.writer.events.append({"type": "horoscope", "sign": [1, 2]})
+    assert answer(study.writer.write()) == whole
+
+
+def test_energy_is_not_computed_for_who_does_not_ask(study, monkeypatch):
+    """A question about runs alone does not cost the estimator."""
+    monkeypatch.setattr(runner, "estimate", lambda *_: pytest.fail("not asked for"))
+    assert answer(study.writer.write(), "select run from runs") == [{"run": "study"}]
+
+
+def test_choice_of_run_and_job(study):
+    """--run takes a name or an id, --job a job; others are left out."""
+    with Archive(study.writer.write()) as archive:
+        for chosen, expected in (
+            (Chosen(run="study"), True),
+            (Chosen(run="run-1"), True),
+            (Chosen(run="x"), False),
+        ):
+            assert bool(archive.query(ENERGY, chosen=chosen).rows) == expected
+        assert archive.query(ENERGY, chosen=Chosen(job="local-run-1")).rows
+        assert not archive.query(ENERGY, chosen=Chosen(job="' or true --")).rows
+
+
+def test_two_boots_of_a_node_add_up(study, tmp_path):
+    """A run that goes on after a reboot has the energy of both boots, though counters began anew."""
+    once = by_phase(answer(study.writer.write()))
+    again = make_study(study.writer.root)
+    again.writer.boot_id = "feedbeef-1111-2222-3333-444455556666"
+    for line in again.writer.events:
+        line["client"] = "c9"
+    twice = by_phase(answer(again.writer.write()))
+    for phase, row in once.items():
+        assert twice[phase]["energy_joules"] == pytest.approx(2 * row["energy_joules"], abs=3e-6)
+        assert twice[phase]["duration_seconds"] == pytest.approx(2 * row["duration_seconds"])
+
+
+def test_update_that_was_lost_is_made_good_by_the_second(study):
+    """The absolute counters of each second stand in for ticks that were dropped."""
+    rows = by_phase(answer(study.writer.write()))
+    study.writer.samples = [line for line in study.writer.samples if line["type"] != "tick"]
+    shutil.rmtree(study.writer.root)
+    coarse = by_phase(answer(study.writer.write()))
+    assert sum(row["energy_joules"] or 0 for row in coarse.values()) == pytest.approx(
+        sum(row["energy_joules"] or 0 for row in rows.values()), rel=0.02
+    )
+    assert coarse["backward"]["max_gap_seconds"] > 0.9
+
+
+def test_columns_of_phase_energy_are_those_of_the_contract():
+    """The JSON of `wattq phases` has these names in this order."""
+    names = " ".join(COLUMNS)
+    assert names == (
+        "run_id run restarts job node device domain phase count duration_seconds energy_joules energy_low_joules "
+        "energy_high_joules energy_statistical_joules energy_response_joules calibration_ratio "
+        "energy_inclusive_joules tokens energy_per_token_joules estimator source coverage_ratio max_gap_seconds "
+        "valid reason"
+    )
+
+
+def test_extensions_are_never_fetched(study):
+    """Nothing is loaded from the network behind the user's back."""
+    with Archive(study.writer.write()) as archive:
+        asked = (
+            "select name, value from duckdb_settings() where name like 'auto%known_extensions' order by name"
+        )
+        assert [value for _, value in archive.connection.execute(asked).fetchall()] == ["false", "false"]
+        with pytest.raises(duckdb.Error):
+            archive.query("select * from read_csv('https://example.invalid/x.csv')")
+
+
+def test_archive_is_json_lines_by_the_document(study):
+    """The writer of these tests follows docs/archive.md, else they prove nothing."""
+    root = study.writer.write(closed=False)
+    for path in root.rglob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [line["seq"] for line in lines] == list(range(len(lines)))
+        assert lines[0]["type"] == "segment"
