@@ -15,8 +15,8 @@ from wattd.v1 import marks_pb2
 if TYPE_CHECKING:
     from kdclient.client import Client
 
-MOST_MARKS_A_REQUEST = 1000
-_MARKS_A_BREATH = 100
+MOST_MARKS_A_REQUEST = 2000
+_MARKS_A_BREATH = 250
 """Marks encoded before the interpreter is offered to the training thread again."""
 _MOST_QUEUED = 1_000_000
 

@@ -42,9 +42,13 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self._reap()
+
+    def _reap(self) -> int:
+        code = self.process.wait(timeout=30)
         if self.process.stdout:
             self.process.stdout.close()
+        return code
 
     def start(self) -> None:
         """Start it and wait for its line."""
@@ -76,13 +80,13 @@ class Daemon:
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self._reap()
 
     def kill(self) -> None:
         """SIGKILL of the sampler; the server must end by itself."""
         server = self.server_pid()
         self.process.kill()
-        self.process.wait()
+        self._reap()
         wait_until(lambda: not Path(f"/proc/{server}").exists())
 
 

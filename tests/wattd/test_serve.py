@@ -179,8 +179,9 @@ def test_archive_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 
 def test_stale_socket_is_taken_over(daemon: Daemon) -> None:
-    """The socket that a killed daemon left behind is no obstacle."""
-    daemon.kill()
+    """The socket that a daemon left behind, killed sampler, server and all, is no obstacle."""
+    os.killpg(daemon.process.pid, signal.SIGKILL)
+    daemon._reap()
     assert daemon.socket.exists()
     daemon.start()
     assert daemon.stop() == 0
