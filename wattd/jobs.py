@@ -230,6 +230,11 @@ class State:
         else:
             job.end_nano = None
 
+    def _run_join(self, line: Mapping[str, Any]) -> None:
+        client = self._note(line)
+        if client is not None:
+            client.ranks[line["run_id"]] = line["rank"]
+
     def _run_update(self, line: Mapping[str, Any]) -> None:
         self._note(line)
         run = self.runs.get(line["run_id"])
@@ -394,6 +399,7 @@ def _event_key(line: Mapping[str, Any]) -> str:
 _CHANGES: Mapping[str, Callable[[State, Mapping[str, Any]], None]] = MappingProxyType(
     {
         "run_begin": State._run_begin,  # noqa: SLF001 - the table of this class's own methods
+        "run_join": State._run_join,  # noqa: SLF001
         "run_update": State._run_update,  # noqa: SLF001
         "run_end": State._run_end,  # noqa: SLF001
         "phase_begin": State._phase_begin,  # noqa: SLF001

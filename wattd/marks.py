@@ -179,6 +179,8 @@ class Intake:
             raise RefusedError(f"run {_shown(mark.run_id)}: its time is in the future")
         if mark.kind == marks_pb2.RUN_MARK_KIND_BEGIN:
             return self._run_begin(request, mark, taken)
+        if mark.kind == marks_pb2.RUN_MARK_KIND_JOIN:
+            return self._run_join(request, mark)
         run_id = client.renamed.get(mark.run_id, mark.run_id)
         rank = client.ranks.get(run_id)
         run = self.state.runs.get(run_id)
@@ -248,6 +250,23 @@ class Intake:
         if run_id != mark.run_id:
             line["proposed_run_id"] = mark.run_id
         return line
+
+    @staticmethod
+    def _run_join(request: marks_pb2.SendMarksRequest, mark: marks_pb2.RunMark) -> dict[str, Any]:
+        """A forked worker marks phases of its parent's run, whose begin may arrive later than this."""
+        if not is_name(mark.run_id):
+            raise RefusedError(f"run_id {_shown(mark.run_id)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
+        if mark.rank >= _MOST_RANKS:
+            raise RefusedError(f"run {mark.run_id}: there is no such rank")
+        return {
+            "type": "run_join",
+            "client": request.client_id,
+            "mark": mark.sequence,
+            "monotonic_nano": mark.monotonic_nano,
+            "run_id": mark.run_id,
+            "rank": mark.rank,
+            "pid": request.pid,
+        }
 
     def _identify(self, mark: marks_pb2.RunMark, taken: Taken) -> tuple[str, int]:
         """The id a run gets, and how often its rank has begun again.
