@@ -33,10 +33,10 @@ class MetricsServer:
         application = web.Application()
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/", self._hello)
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host.strip("[]"), int(port), shutdown_timeout=1.0).start()
+            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
         except (OSError, OverflowError) as error:
             await self._runner.cleanup()
             reason = getattr(error, "strerror", None) or str(error)
