@@ -20,7 +20,7 @@ from wattq.counter import (
     blind_until,
     power_bounds,
 )
-from wattq.sweep import Pieces
+from wattq.sweep import Pieces, merge
 
 # How late a sensor's counter may be, nanoseconds (delay and rise of boards are some milliseconds).
 _DELAY_GPU = 10_000_000
@@ -70,7 +70,7 @@ def delay_nano(device: Device, period: int) -> int:
 def _grid(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Ints]:
     """Cuts pieces at the edges: begin, end, row and interval (0: before the first) of each slice."""
     inside = counter.edge[(counter.edge > pieces.start[0]) & (counter.edge < pieces.stop[-1])]
-    bounds = np.unique(np.concatenate([pieces.start, pieces.stop, inside]))
+    bounds = merge(pieces.start, pieces.stop, inside)
     left, right = bounds[:-1], bounds[1:]
     piece = np.searchsorted(pieces.start, left, side="right") - 1
     keep = right <= pieces.stop[piece]
@@ -83,11 +83,14 @@ def _exposure(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Float
     left, right, row, interval = _grid(counter, pieces)
     count = len(pieces.rows)
     key = interval * count + row
-    kinds, place = np.unique(key, return_inverse=True)
-    time = np.bincount(place, weights=(right - left).astype(np.float64)).astype(np.int64)
-    first = np.minimum(counter.edge[0], pieces.start[0]) if len(counter.edge) else pieces.start[0]
-    last = np.maximum(counter.edge[-1], pieces.stop[-1]) if len(counter.edge) else pieces.stop[-1]
-    length = np.diff(np.concatenate([[first], counter.edge, [last]])).astype(np.float64)
+    order = np.argsort(key, kind="stable")
+    key, time = key[order], (right - left)[order]
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    kinds, time = key[first], np.add.reduceat(time, first)
+    begin, end = pieces.start[:1], pieces.stop[-1:]
+    if len(counter.edge):
+        begin, end = np.minimum(begin, counter.edge[0]), np.maximum(end, counter.edge[-1])
+    length = np.diff(np.concatenate([begin, counter.edge, end])).astype(np.float64)
     return kinds // count, kinds % count, time, length
 
 

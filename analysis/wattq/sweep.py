@@ -191,6 +191,13 @@ def _label(mask: Ints, names: tuple[str, ...]) -> str:
     return "+".join(sorted(running)) or OUTSIDE
 
 
+def merge(*moments: Ints) -> Ints:
+    """Returns the moments of several sorted arrays, sorted and each once."""
+    # A stable sort merges runs that are sorted already; np.unique would hash every moment.
+    every = np.sort(np.concatenate(moments), kind="stable")
+    return every[np.append(True, every[1:] != every[:-1])] if len(every) else every
+
+
 def cut(phases: Phases, windows: list[tuple[int, int]]) -> Pieces:
     """Cuts the windows of a run into disjoint pieces by its phases.
 
@@ -205,15 +212,18 @@ def cut(phases: Phases, windows: list[tuple[int, int]]) -> Pieces:
     words = len(phases.names) // _WORD + 1
     moments, masks = _masks(start, stop, name, words)
     limits = np.array(windows, dtype=np.int64).reshape(-1, 2)
-    bounds = np.unique(np.concatenate([moments, limits.ravel()]))
+    bounds = merge(moments, limits.ravel())
     left, right = bounds[:-1], bounds[1:]
     inside = np.searchsorted(limits[:, 0], left, side="right") - 1
     keep = (inside >= 0) & (right <= limits[inside, 1])
     left, right = left[keep], right[keep]
     state = np.searchsorted(moments, left, side="right")
     known = np.vstack([np.zeros((1, words), dtype=np.int64), masks])
-    # A plain column sorts far faster than rows of one.
-    kinds, row = np.unique(known[:, 0] if words == 1 else known, axis=0, return_inverse=True)
-    kinds = kinds.reshape(-1, words)
+    if words == 1:
+        # There are few kinds, and looking each moment up among them is far faster than sorting the moments.
+        kinds = np.unique(known[:, 0])
+        row, kinds = np.searchsorted(kinds, known[:, 0]), kinds.reshape(-1, 1)
+    else:
+        kinds, row = np.unique(known, axis=0, return_inverse=True)
     labels = [_label(kind, phases.names) for kind in kinds]
     return Pieces(left, right, row.reshape(-1)[state], tuple(labels))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def make_study(root: Path, steps: int = 6, **device: object) -> Study:
     ]
     writer.run("run-1", begin, now, run="study", gpu_uuids=["GPU-aaaa"], gpu_source="torch", seed=0)
     for phase, a, b, _ in spans:
-        told = {"tokens": TOKENS[phase]} if phase in TOKENS else {}
+        told: dict[str, Any] = {"tokens": TOKENS[phase]} if phase in TOKENS else {}
         writer.phase("run-1", phase, a, b, **told)
     writer.measure(START, now + NANO, power=True)
     return Study(writer, begin, now, spans)

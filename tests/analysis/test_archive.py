@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -12,23 +13,23 @@ from wattq.rows import COLUMNS
 from wattq.runner import VIEWS, Archive, sql_folder
 
 from tests.analysis.archives import MILLI, NANO, START, WALL, ArchiveWriter, SimulatedDevice
-from tests.analysis.conftest import STEP, make_study
+from tests.analysis.conftest import STEP, Study, make_study
 
 ENERGY = "select * from phase_energy order by rowid"
 
 
-def answer(root: Path, sql: str = ENERGY):
+def answer(root: Path, sql: str = ENERGY) -> list[dict[str, Any]]:
     """Returns the rows of a query as dictionaries."""
     with Archive(root) as archive:
         return archive.query(sql).records()
 
 
-def by_phase(rows, device="GPU-aaaa"):
+def by_phase(rows: list[dict[str, Any]], device: str = "GPU-aaaa") -> dict[str, dict[str, Any]]:
     """Returns the rows of one device by phase."""
     return {row["phase"]: row for row in rows if row["device"] == device}
 
 
-def test_each_phase_has_its_energy(study):
+def test_each_phase_has_its_energy(study: Study) -> None:
     """The truth lies in the interval, and the number is close to it where phases are long."""
     rows = answer(study.writer.write())
     for number, device in enumerate(("GPU-aaaa", "package-0")):
@@ -40,7 +41,7 @@ def test_each_phase_has_its_energy(study):
         assert found["backward"]["energy_joules"] == pytest.approx(study.truth("backward", number), rel=0.02)
 
 
-def test_rows_add_up_to_the_counter_in_sql(study):
+def test_rows_add_up_to_the_counter_in_sql(study: Study) -> None:
     """Rows of a device = its counter over the run, asked in SQL."""
     with Archive(study.writer.write()) as archive:
         sums = archive.query(
@@ -52,7 +53,7 @@ def test_rows_add_up_to_the_counter_in_sql(study):
             assert total > 0
 
 
-def test_plain_sql_agrees_with_the_estimator(study):
+def test_plain_sql_agrees_with_the_estimator(study: Study) -> None:
     """Where phases neither nest nor overlap, the view in SQL alone gives the estimator's energies."""
     with Archive(study.writer.write()) as archive:
         rows = archive.query(
@@ -71,7 +72,9 @@ def test_plain_sql_agrees_with_the_estimator(study):
 
 @pytest.mark.parametrize("segments", [2, 7])
 @pytest.mark.parametrize("closed", [True, False])
-def test_how_the_archive_is_cut_changes_nothing(study, tmp_path, segments, closed):
+def test_how_the_archive_is_cut_changes_nothing(
+    study: Study, tmp_path: Path, segments: int, *, closed: bool
+) -> None:
     """Segments and their order on disk are no part of the answer."""
     study.writer.root = tmp_path / "one"
     whole = answer(study.writer.write())
@@ -80,7 +83,7 @@ def test_how_the_archive_is_cut_changes_nothing(study, tmp_path, segments, close
     assert answer(study.writer.write(segments=segments, closed=closed, kinds="samples")) == whole
 
 
-def test_schema_is_the_golden_one(study):
+def test_schema_is_the_golden_one(study: Study) -> None:
     """Names, types and order of all columns are a contract: analysis/sql/schema.csv."""
     with (sql_folder() / "schema.csv").open(newline="", encoding="utf-8") as file:
         golden = [(row["view"], row["column"], row["type"]) for row in csv.DictReader(file)]
@@ -93,7 +96,7 @@ def test_schema_is_the_golden_one(study):
     assert {row[0] for row in golden} == {*VIEWS, "phase_energy"}
 
 
-def test_units_of_the_schema_are_those_of_the_names():
+def test_units_of_the_schema_are_those_of_the_names() -> None:
     """The unit stands in the name, and the golden schema says the same."""
     units = {
         "nano": "ns",
@@ -112,7 +115,7 @@ def test_units_of_the_schema_are_those_of_the_names():
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_says_its_grain_and_keeps_it(study, view):
+def test_every_view_says_its_grain_and_keeps_it(study: Study, view: str) -> None:
     """The first line of a view names its key, and the key is one."""
     first = (sql_folder() / f"{view}.sql").read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("-- grain: one row per (")
@@ -122,7 +125,7 @@ def test_every_view_says_its_grain_and_keeps_it(study, view):
     assert doubled.rows == []
 
 
-def test_run_energy_is_gpu_package_and_dram(study, tmp_path):
+def test_run_energy_is_gpu_package_and_dram(study: Study, tmp_path: Path) -> None:
     """core, uncore and psys are never added to a run's total."""
     for name, domain in (("core-0", "core"), ("psys-0", "psys"), ("dram-0", "dram")):
         study.writer.devices.append(SimulatedDevice(name, domain, [(START, 20.0)], MILLI, sensor="rapl"))
@@ -138,14 +141,14 @@ def test_run_energy_is_gpu_package_and_dram(study, tmp_path):
     assert row["energy_per_token_joules"] == pytest.approx(row["energy_joules"] / 24_000)
 
 
-def test_tokens_phase_of_the_run_wins(study):
+def test_tokens_phase_of_the_run_wins(study: Study) -> None:
     """A run's tokens are those of the phase that it names."""
     study.writer.events[0]["tokens_phase"] = "teacher_forward"
     row = answer(study.writer.write(), "select tokens_phase, tokens from run_energy")[0]
     assert row == {"tokens_phase": "teacher_forward", "tokens": 6 * 4_096}
 
 
-def test_mark_that_came_twice_counts_once(study):
+def test_mark_that_came_twice_counts_once(study: Study) -> None:
     """A batch that is sent again changes nothing, even in another segment."""
     once = answer(study.writer.write(kinds="both"))
     study.writer.events += list(study.writer.events)
@@ -153,7 +156,7 @@ def test_mark_that_came_twice_counts_once(study):
     assert answer(study.writer.write(segments=2)) == once
 
 
-def test_open_phase_lasts_until_the_archive_ends(study):
+def test_open_phase_lasts_until_the_archive_ends(study: Study) -> None:
     """A phase without an end is open, and has energy as long as there is evidence."""
     study.writer.events = [line for line in study.writer.events if line["type"] != "run_end"]
     study.writer.phase("run-1", "eval", study.end, None)
@@ -166,7 +169,7 @@ def test_open_phase_lasts_until_the_archive_ends(study):
     assert by_phase(answer(root))["eval"]["energy_joules"] == pytest.approx(90, rel=0.03)
 
 
-def test_end_of_the_client_wins_over_the_daemons(study):
+def test_end_of_the_client_wins_over_the_daemons(study: Study) -> None:
     """Where the daemon closed a phase and the client's own end came later, the client is right."""
     line = study.writer.phase("run-1", "eval", study.end, study.end + NANO // 2)
     closed = {key: value for key, value in line.items() if key != "mark"}
@@ -178,7 +181,7 @@ def test_end_of_the_client_wins_over_the_daemons(study):
     assert found == [{"closed_by": None, "duration_seconds": 0.5}]
 
 
-def test_phase_closed_by_the_daemon_says_so(study):
+def test_phase_closed_by_the_daemon_says_so(study: Study) -> None:
     """closed_by is carried where only the daemon's end is known."""
     line = study.writer.phase("run-1", "eval", study.end, study.end + NANO, closed_by="lost_client")
     del line["mark"]
@@ -186,7 +189,7 @@ def test_phase_closed_by_the_daemon_says_so(study):
     assert found == [{"closed_by": "lost_client", "open": False}]
 
 
-def test_gpu_is_cut_by_the_ranks_that_use_it(tmp_path):
+def test_gpu_is_cut_by_the_ranks_that_use_it(tmp_path: Path) -> None:
     """Each GPU gets its ranks' phases, the package the lowest rank's, with all tokens."""
     writer = ArchiveWriter(tmp_path)
     begin, end = START + NANO, START + 9 * NANO
@@ -214,7 +217,7 @@ def test_gpu_is_cut_by_the_ranks_that_use_it(tmp_path):
     assert all("not known" not in (row["reason"] or "") for row in rows)
 
 
-def test_gpus_that_are_not_known_are_all_counted_and_it_is_said(study):
+def test_gpus_that_are_not_known_are_all_counted_and_it_is_said(study: Study) -> None:
     """Unknown GPUs: all of the node count, and the reason says so."""
     study.writer.events[0] |= {"gpu_uuids": [], "gpu_source": "unknown"}
     row = by_phase(answer(study.writer.write()))["backward"]
@@ -222,7 +225,7 @@ def test_gpus_that_are_not_known_are_all_counted_and_it_is_said(study):
     assert row["reason"] == "which GPUs the run used is not known: all were counted"
 
 
-def test_gpus_become_known_by_an_update(study):
+def test_gpus_become_known_by_an_update(study: Study) -> None:
     """A run_update tells which GPUs the run uses."""
     study.writer.events[0] |= {"gpu_uuids": [], "gpu_source": "unknown"}
     study.writer.mark(
@@ -231,7 +234,7 @@ def test_gpus_become_known_by_an_update(study):
     assert by_phase(answer(study.writer.write())) == {}
 
 
-def test_nested_energy_is_in_the_inclusive_column(study):
+def test_nested_energy_is_in_the_inclusive_column(study: Study) -> None:
     """The outer row has the rest, and energy_inclusive_joules has it all."""
     study.writer.phase("run-1", "step", study.begin, study.end)
     found = by_phase(answer(study.writer.write()))
@@ -241,7 +244,7 @@ def test_nested_energy_is_in_the_inclusive_column(study):
     assert found["step"]["energy_inclusive_joules"] == pytest.approx(total, rel=2e-3)
 
 
-def test_side_by_side_phases_have_no_tokens_of_their_own(study):
+def test_side_by_side_phases_have_no_tokens_of_their_own(study: Study) -> None:
     """A row a+b has energy but no tokens, and its parts say where their time went."""
     study.writer.phase("run-1", "logging", study.begin, study.end, thread=1, tokens=5)
     found = by_phase(answer(study.writer.write()))
@@ -252,7 +255,7 @@ def test_side_by_side_phases_have_no_tokens_of_their_own(study):
     assert "+" in found["backward"]["reason"]
 
 
-def test_pause_between_two_starts_is_not_the_runs(tmp_path):
+def test_pause_between_two_starts_is_not_the_runs(tmp_path: Path) -> None:
     """A restarted run has the energy of its starts, and counts them."""
     writer = ArchiveWriter(tmp_path, devices=[SimulatedDevice("GPU-0", "gpu", [(START, 100.0)], 20 * MILLI)])
     for number, first in enumerate((1, 20)):
@@ -266,14 +269,14 @@ def test_pause_between_two_starts_is_not_the_runs(tmp_path):
     assert found["train"]["restarts"] == 1
 
 
-def test_wall_time_comes_from_the_clock(study):
+def test_wall_time_comes_from_the_clock(study: Study) -> None:
     """A run's wall times are its monotonic times, put on the clock's triples."""
     row = answer(study.writer.write(), "select begin_time_unix_nano, end_time_unix_nano from runs")[0]
     assert row["begin_time_unix_nano"] == WALL + study.begin - START
     assert row["end_time_unix_nano"] == WALL + study.end - START
 
 
-def test_power_readings_stand_beside_the_energy_of_the_same_moment(study):
+def test_power_readings_stand_beside_the_energy_of_the_same_moment(study: Study) -> None:
     """Samples has one row a reading, with power where both were read at once, and apart where not."""
     study.writer.samples.append(
         {
@@ -295,7 +298,7 @@ def test_power_readings_stand_beside_the_energy_of_the_same_moment(study):
     assert all(row["power_watts"] is not None and row["energy_joules"] is not None for row in rows[:-1])
 
 
-def test_state_results_gaps_and_sensors_are_rows(study):
+def test_state_results_gaps_and_sensors_are_rows(study: Study) -> None:
     """Device state, scores, energy per token, gaps and sensors come out as they went in."""
     writer = study.writer
     writer.samples.append(
@@ -361,7 +364,7 @@ def test_state_results_gaps_and_sensors_are_rows(study):
         ]
 
 
-def test_torn_lines_are_counted_and_the_rest_is_read(study):
+def test_torn_lines_are_counted_and_the_rest_is_read(study: Study) -> None:
     """A torn last line, in samples or events, costs itself and is counted."""
     root = study.writer.write(closed=False)
     whole = answer(root)
@@ -373,7 +376,7 @@ def test_torn_lines_are_counted_and_the_rest_is_read(study):
         assert archive.warnings() == ["2 lines could not be read (torn by a crash, or still being written)"]
 
 
-def test_both_forms_of_a_segment_count_once(study):
+def test_both_forms_of_a_segment_count_once(study: Study) -> None:
     """While a segment is compressed both files are there, and its lines count once."""
     root = study.writer.write()
     whole = answer(root)
@@ -381,7 +384,7 @@ def test_both_forms_of_a_segment_count_once(study):
     assert answer(root) == whole
 
 
-def test_segment_that_is_renamed_under_our_hands_is_found_again(study):
+def test_segment_that_is_renamed_under_our_hands_is_found_again(study: Study) -> None:
     """A segment may be compressed between the listing and the reading."""
     root = study.writer.write(closed=False)
     with Archive(root) as archive:
@@ -392,7 +395,7 @@ def test_segment_that_is_renamed_under_our_hands_is_found_again(study):
         assert archive.query(ENERGY).records() == whole
 
 
-def test_foreign_files_are_left_alone(study):
+def test_foreign_files_are_left_alone(study: Study) -> None:
     """A folder may hold files of other people."""
     root = study.writer.write()
     whole = answer(root)
@@ -406,7 +409,7 @@ def test_foreign_files_are_left_alone(study):
         assert archive.foreign_files == 2
 
 
-def test_archive_of_another_version_is_refused(study, tmp_path):
+def test_archive_of_another_version_is_refused(study: Study, tmp_path: Path) -> None:
     """What cannot be understood is refused in one line that names the versions."""
     study.writer.version = 2
     with pytest.raises(UserError, match="another version"):
@@ -419,13 +422,13 @@ def test_archive_of_another_version_is_refused(study, tmp_path):
         Archive(root)
 
 
-def test_empty_archive_is_refused(tmp_path):
+def test_empty_archive_is_refused(tmp_path: Path) -> None:
     """Nothing there is said in one line."""
     with pytest.raises(UserError, match="no samples or events"):
         Archive(tmp_path)
 
 
-def test_unknown_keys_and_types_are_ignored(study):
+def test_unknown_keys_and_types_are_ignored(study: Study) -> None:
     """A reader ignores what it does not know."""
     whole = answer(study.writer.write())
     for line in study.writer.events:
@@ -434,13 +437,13 @@ def test_unknown_keys_and_types_are_ignored(study):
     assert answer(study.writer.write()) == whole
 
 
-def test_energy_is_not_computed_for_who_does_not_ask(study, monkeypatch):
+def test_energy_is_not_computed_for_who_does_not_ask(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question about runs alone does not cost the estimator."""
     monkeypatch.setattr(runner, "estimate", lambda *_: pytest.fail("not asked for"))
     assert answer(study.writer.write(), "select run from runs") == [{"run": "study"}]
 
 
-def test_choice_of_run_and_job(study):
+def test_choice_of_run_and_job(study: Study) -> None:
     """--run takes a name or an id, --job a job; others are left out."""
     with Archive(study.writer.write()) as archive:
         for chosen, expected in (
@@ -453,7 +456,7 @@ def test_choice_of_run_and_job(study):
         assert not archive.query(ENERGY, chosen=Chosen(job="' or true --")).rows
 
 
-def test_two_boots_of_a_node_add_up(study, tmp_path):
+def test_two_boots_of_a_node_add_up(study: Study, tmp_path: Path) -> None:
     """A run that goes on after a reboot has the energy of both boots, though counters began anew."""
     once = by_phase(answer(study.writer.write()))
     again = make_study(study.writer.root)
@@ -466,7 +469,7 @@ def test_two_boots_of_a_node_add_up(study, tmp_path):
         assert twice[phase]["duration_seconds"] == pytest.approx(2 * row["duration_seconds"])
 
 
-def test_update_that_was_lost_is_made_good_by_the_second(study):
+def test_update_that_was_lost_is_made_good_by_the_second(study: Study) -> None:
     """The absolute counters of each second stand in for ticks that were dropped."""
     rows = by_phase(answer(study.writer.write()))
     study.writer.samples = [line for line in study.writer.samples if line["type"] != "tick"]
@@ -478,18 +481,18 @@ def test_update_that_was_lost_is_made_good_by_the_second(study):
     assert coarse["backward"]["max_gap_seconds"] > 0.9
 
 
-def test_columns_of_phase_energy_are_those_of_the_contract():
+def test_columns_of_phase_energy_are_those_of_the_contract() -> None:
     """The JSON of `wattq phases` has these names in this order."""
     names = " ".join(COLUMNS)
     assert names == (
-        "run_id run restarts job node device domain phase count duration_seconds energy_joules energy_low_joules "
-        "energy_high_joules energy_statistical_joules energy_response_joules calibration_ratio "
-        "energy_inclusive_joules tokens energy_per_token_joules estimator source coverage_ratio max_gap_seconds "
-        "valid reason"
+        "run_id run restarts job node device domain phase count duration_seconds "
+        "energy_joules energy_low_joules energy_high_joules energy_statistical_joules energy_response_joules "
+        "calibration_ratio energy_inclusive_joules tokens energy_per_token_joules estimator source "
+        "coverage_ratio max_gap_seconds valid reason"
     )
 
 
-def test_extensions_are_never_fetched(study):
+def test_extensions_are_never_fetched(study: Study) -> None:
     """Nothing is loaded from the network behind the user's back."""
     with Archive(study.writer.write()) as archive:
         asked = (
@@ -500,7 +503,7 @@ def test_extensions_are_never_fetched(study):
             archive.query("select * from read_csv('https://example.invalid/x.csv')")
 
 
-def test_archive_is_json_lines_by_the_document(study):
+def test_archive_is_json_lines_by_the_document(study: Study) -> None:
     """The writer of these tests follows docs/archive.md, else they prove nothing."""
     root = study.writer.write(closed=False)
     for path in root.rglob("*.jsonl"):

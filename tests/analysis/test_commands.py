@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+from pathlib import Path
 
 import pytest
 from wattq import locate, numbers
@@ -9,21 +10,24 @@ from wattq.__main__ import main
 from wattq.rows import COLUMNS
 
 from tests.analysis.archives import START, ArchiveWriter
+from tests.analysis.conftest import Study
 
 
-def run(capsys, *arguments):
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Runs wattq; returns status, stdout and stderr."""
     status = main(list(arguments))
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
 
-def one_line(text):
+def one_line(text: str) -> bool:
     """Tells whether a message is one line and no traceback."""
     return text.count("\n") == 1 and "Traceback" not in text
 
 
-def test_phases_as_json_have_the_fields_of_the_contract(study, capsys):
+def test_phases_as_json_have_the_fields_of_the_contract(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`wattq phases --format json` is a list of objects with these fields in this order."""
     root = str(study.writer.write())
     status, out, err = run(capsys, "phases", root, "--format", "json")
@@ -33,7 +37,7 @@ def test_phases_as_json_have_the_fields_of_the_contract(study, capsys):
     assert run(capsys, "phases", root, "--json") == (0, out, "")
 
 
-def test_phases_as_csv_hold_the_same(study, capsys):
+def test_phases_as_csv_hold_the_same(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """CSV and JSON tell the same story."""
     root = str(study.writer.write())
     _, text, _ = run(capsys, "phases", root, "--format", "csv")
@@ -43,7 +47,9 @@ def test_phases_as_csv_hold_the_same(study, capsys):
     assert [row["phase"] for row in table] == [row["phase"] for row in rows]
 
 
-def test_table_has_units_intervals_and_the_sum_check(study, capsys):
+def test_table_has_units_intervals_and_the_sum_check(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
     """People see units in the headings, an interval, why a number is missing, and that the rows add up."""
     study.writer.phase("run-1", "flash", study.begin, study.begin + 2_000_000)
     status, out, _ = run(capsys, "phases", str(study.writer.write()))
@@ -53,7 +59,7 @@ def test_table_has_units_intervals_and_the_sum_check(study, capsys):
     assert "estimator auto: overlap" in out
 
 
-def test_table_says_what_is_estimated(study, capsys):
+def test_table_says_what_is_estimated(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """An estimate is called one wherever it is shown."""
     study.writer.devices[1].source = "estimated"
     study.writer.devices[1].uncertainty_ratio = 0.4
@@ -62,7 +68,7 @@ def test_table_says_what_is_estimated(study, capsys):
     assert "; estimated;" in out
 
 
-def test_runs_and_sql(study, capsys):
+def test_runs_and_sql(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """`runs` gives a run's energy, `sql` any view's rows, both as JSON."""
     root = str(study.writer.write())
     _, out, _ = run(capsys, "runs", root, "--json")
@@ -79,7 +85,9 @@ def test_runs_and_sql(study, capsys):
     ("query", "place"),
     [("select nothing from runs", "nothing"), ("selec 1", "selec"), ("select * from nowhere", "nowhere")],
 )
-def test_sql_errors_are_one_line_with_the_position(study, capsys, query, place):
+def test_sql_errors_are_one_line_with_the_position(
+    study: Study, capsys: pytest.CaptureFixture[str], query: str, place: str
+) -> None:
     """A wrong query is one line that shows where it is wrong."""
     status, out, err = run(capsys, "sql", str(study.writer.write()), query)
     assert (status, out) == (1, "")
@@ -101,7 +109,9 @@ def test_sql_errors_are_one_line_with_the_position(study, capsys, query, place):
         (["report", "ROOT", "--output", "/nowhere/report.html"], 1, "cannot write"),
     ],
 )
-def test_mistakes_are_one_line_that_says_what_to_do(study, capsys, arguments, code, says):
+def test_mistakes_are_one_line_that_says_what_to_do(
+    study: Study, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, says: str
+) -> None:
     """A mistake is one line on stderr, status 1 or 2, and never a traceback."""
     root = str(study.writer.write())
     status, out, err = run(capsys, *[root if word == "ROOT" else word for word in arguments])
@@ -112,7 +122,7 @@ def test_mistakes_are_one_line_that_says_what_to_do(study, capsys, arguments, co
 
 
 @pytest.mark.parametrize("command", ["phases", "runs", "report"])
-def test_empty_archive_is_one_line(tmp_path, capsys, command):
+def test_empty_archive_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     """An empty archive, and one without runs, are one clear line."""
     status, _, err = run(capsys, command, str(tmp_path))
     assert status == 1
@@ -125,7 +135,7 @@ def test_empty_archive_is_one_line(tmp_path, capsys, command):
     assert "no run yet" in err
 
 
-def test_run_without_devices_is_said(tmp_path, capsys):
+def test_run_without_devices_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Marks without a sensor are no reason to print an empty table."""
     writer = ArchiveWriter(tmp_path)
     writer.run("r", START, START + 10)
@@ -134,7 +144,7 @@ def test_run_without_devices_is_said(tmp_path, capsys):
     assert "wattd probe" in err
 
 
-def test_torn_lines_are_told_on_stderr(study, capsys):
+def test_torn_lines_are_told_on_stderr(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be read is counted on stderr, and stdout stays clean."""
     root = study.writer.write(closed=False)
     with next(root.rglob("kind=samples/**/*.jsonl")).open("a", encoding="utf-8") as file:
@@ -146,7 +156,7 @@ def test_torn_lines_are_told_on_stderr(study, capsys):
 
 
 @pytest.mark.parametrize("command", ["phases", "runs", "sql", "report"])
-def test_help_has_examples(capsys, command):
+def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Every command explains itself by example."""
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -154,14 +164,16 @@ def test_help_has_examples(capsys, command):
     assert f"wattq {command} " in capsys.readouterr().out.split("examples:")[1]
 
 
-def test_no_command_shows_the_help(capsys):
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Called alone, wattq says what it can do."""
     status, out, _ = run(capsys)
     assert status == 0
     assert "phases" in out
 
 
-def test_archive_is_found_by_the_configuration(study, capsys, monkeypatch, tmp_path):
+def test_archive_is_found_by_the_configuration(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Without ARCHIVE the daemon's configuration says where it is."""
     root = study.writer.write()
     config = tmp_path / "config.toml"
@@ -172,7 +184,13 @@ def test_archive_is_found_by_the_configuration(study, capsys, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("text", "says"), [(None, "not a file"), ("archive = ", "cannot be read")])
-def test_bad_configuration_is_one_line(capsys, monkeypatch, tmp_path, text, says):
+def test_bad_configuration_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    text: str | None,
+    says: str,
+) -> None:
     """A configuration that is missing or broken is named."""
     config = tmp_path / "config.toml"
     if text is not None:
@@ -184,7 +202,7 @@ def test_bad_configuration_is_one_line(capsys, monkeypatch, tmp_path, text, says
     assert says in err
 
 
-def test_default_folder_is_roots_or_the_users(monkeypatch, tmp_path):
+def test_default_folder_is_roots_or_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without any configuration the default folders of the daemon are looked into."""
     monkeypatch.delenv("WATTD_CONFIG", raising=False)
     monkeypatch.setattr(locate, "_CONFIG", str(tmp_path / "none.toml"))
@@ -206,12 +224,12 @@ def test_default_folder_is_roots_or_the_users(monkeypatch, tmp_path):
         (None, None, "-"),
     ],
 )
-def test_numbers_have_the_digits_they_deserve(value, half, text):
+def test_numbers_have_the_digits_they_deserve(value: float | None, half: float | None, text: str) -> None:
     """Two digits of the half-width, or four of the value."""
     assert numbers.number(value, half) == text
 
 
-def test_share_is_whole_only_when_nothing_is_missing():
+def test_share_is_whole_only_when_nothing_is_missing() -> None:
     """99.97 % is not 100 %."""
     assert numbers.share(0.9997) == "99.9 %"
     assert numbers.share(1.0) == "100 %"

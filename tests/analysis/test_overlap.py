@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ NO_GAPS = np.zeros((0, 2), dtype=np.int64)
 NAMES = ("a", "b", "c")
 
 
-def device(**keys):
+def device(**keys: Any) -> Device:
     """Returns a GPU."""
     return Device("n", "GPU-0", "gpu", "measured", "nvml", **keys)
 
 
-def counter_of(edges, watts, period, begin=0):
+def counter_of(edges: Any, watts: Any, period: int, begin: int = 0) -> Counter:
     """Returns the counter of a device whose power is `watts[i]` between `edges[i]` and `edges[i + 1]`."""
     limits = np.array(edges, dtype=np.int64)
     total = np.concatenate([[0.0], np.cumsum(np.array(watts) * np.diff(limits) / NANO)])
@@ -30,7 +31,15 @@ def counter_of(edges, watts, period, begin=0):
     return locate(Readings(read + MILLI, read - MILLI, energy))
 
 
-def account_of(counter, spans, end, what=None, *, gaps=NO_GAPS, begin=0):
+def account_of(
+    counter: Counter,
+    spans: list[tuple[int, int, int, int]],
+    end: int,
+    what: Device | None = None,
+    *,
+    gaps: Any = NO_GAPS,
+    begin: int = 0,
+) -> dict[str, dict[str, Any]]:
     """Returns the rows of a run from (begin, end, name, lane)."""
     columns = np.array(spans, dtype=np.int64).reshape(-1, 4)
     phases = Phases(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3], NAMES)
@@ -48,7 +57,7 @@ spans_strategy = st.lists(
 
 @settings(max_examples=80, deadline=None)
 @given(spans_strategy, st.lists(st.floats(5, 700), min_size=20, max_size=20), st.integers(11, 400))
-def test_rows_add_up_to_the_counter(spans, watts, period):
+def test_rows_add_up_to_the_counter(spans: list[tuple[int, int, int, int]], watts: Any, period: int) -> None:
     """Valid rows + (unresolved) + (outside) = the counter over the run, for any nesting and overlap."""
     counter = counter_of([step * 1000 * MILLI for step in range(21)], watts, period * MILLI)
     spans = [(a * MILLI, min(a + d, 12_000) * MILLI, n, lane) for a, d, n, lane in spans]
@@ -64,7 +73,7 @@ def test_rows_add_up_to_the_counter(spans, watts, period):
 
 @settings(max_examples=60, deadline=None)
 @given(spans_strategy, st.integers(1, 10**17))
-def test_shifting_all_times_changes_nothing(spans, shift):
+def test_shifting_all_times_changes_nothing(spans: list[tuple[int, int, int, int]], shift: int) -> None:
     """A machine's uptime is no part of the answer."""
     spans = [(a * MILLI, (a + d) * MILLI, n, lane) for a, d, n, lane in spans]
     watts = [100.0, 400.0, 50.0, 300.0, 222.0, 90.0, 333.0, 10.0, 20.0, 500.0, 1.0, 70.0, 80.0]
@@ -82,7 +91,9 @@ def test_shifting_all_times_changes_nothing(spans, shift):
 
 @settings(max_examples=60, deadline=None)
 @given(spans_strategy, st.floats(1, 700), st.integers(5, 300))
-def test_constant_power_gives_power_times_time(spans, watts, period):
+def test_constant_power_gives_power_times_time(
+    spans: list[tuple[int, int, int, int]], watts: Any, period: int
+) -> None:
     """Where power is constant a phase is P times its duration, within its interval."""
     spans = [(a * MILLI, (a + d) * MILLI, n, lane) for a, d, n, lane in spans]
     counter = counter_of([-NANO, 14_000 * MILLI], [watts], period * MILLI, -NANO)
@@ -99,7 +110,7 @@ def test_constant_power_gives_power_times_time(spans, watts, period):
     st.lists(st.floats(20, 700), min_size=3, max_size=3),
     st.integers(0, 19),
 )
-def test_interval_covers_the_truth_where_updates_are_short(steps, watts, offset):
+def test_interval_covers_the_truth_where_updates_are_short(steps: Any, watts: Any, offset: int) -> None:
     """With updates far shorter than the phases every valid interval holds the phase's true energy."""
     limits = np.concatenate([[0], np.cumsum([length for length, _ in steps])]) * MILLI
     powers = [watts[name] for _, name in steps]
@@ -120,7 +131,7 @@ def test_interval_covers_the_truth_where_updates_are_short(steps, watts, offset)
     st.lists(st.floats(60, 700), min_size=3, max_size=3),
     st.lists(st.tuples(st.integers(8, 160), st.integers(0, 2)), min_size=20, max_size=60),
 )
-def test_interval_covers_the_truth_where_updates_are_long(watts, steps):
+def test_interval_covers_the_truth_where_updates_are_long(watts: Any, steps: Any) -> None:
     """With phases as short as the update a row is refused, or its interval still holds the truth."""
     limits = np.concatenate([[0], np.cumsum([length for length, _ in steps])]) * MILLI
     powers = [watts[name] for _, name in steps]
@@ -136,7 +147,7 @@ def test_interval_covers_the_truth_where_updates_are_long(watts, steps):
             assert row["energy_low_joules"] <= truth <= row["energy_high_joules"]
 
 
-def test_interval_grows_as_phases_get_shorter():
+def test_interval_grows_as_phases_get_shorter() -> None:
     """The shorter the phases against the update, the wider the interval, until the number is refused."""
     ratios = []
     for length in (3_000, 1_000, 500):
@@ -159,7 +170,7 @@ def test_interval_grows_as_phases_get_shorter():
     )
 
 
-def test_refused_rows_keep_their_energy_in_unresolved():
+def test_refused_rows_keep_their_energy_in_unresolved() -> None:
     """What cannot be told apart is not lost."""
     limits = list(range(0, 8_001, 8))
     counter = counter_of([-NANO, 9 * NANO], [300.0], 100 * MILLI, -NANO)
@@ -168,7 +179,7 @@ def test_refused_rows_keep_their_energy_in_unresolved():
     assert found[UNRESOLVED]["energy_joules"] == pytest.approx(2_400, rel=1e-3)
 
 
-def test_no_counter_is_no_number():
+def test_no_counter_is_no_number() -> None:
     """Without a reading there is no energy, not even 0, and a reason."""
     nothing = locate(Readings(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)))
     found = account_of(nothing, [(0, NANO, 0, 0)], 2 * NANO)
@@ -176,7 +187,7 @@ def test_no_counter_is_no_number():
     assert "wattd probe" in found["a"]["reason"]
 
 
-def test_run_shorter_than_two_updates_is_refused():
+def test_run_shorter_than_two_updates_is_refused() -> None:
     """One update says nothing of what happened between."""
     counter = counter_of([0, 10 * NANO], [100.0], NANO)
     found = account_of(counter, [(1_200 * MILLI, 1_900 * MILLI, 0, 0)], 2_900 * MILLI, begin=1_100 * MILLI)
@@ -186,7 +197,7 @@ def test_run_shorter_than_two_updates_is_refused():
     )
 
 
-def test_gap_takes_coverage_and_then_the_number():
+def test_gap_takes_coverage_and_then_the_number() -> None:
     """Time without updates is not covered; a row that is mostly blind has no number."""
     read = np.concatenate([np.arange(0, 4 * NANO, 100 * MILLI), np.arange(10 * NANO, 14 * NANO, 100 * MILLI)])
     counter = locate(Readings(read, read - 10 * MILLI, read / NANO * 50.0))
@@ -197,7 +208,7 @@ def test_gap_takes_coverage_and_then_the_number():
     assert "gaps" in found["b"]["reason"]
 
 
-def test_recorded_gap_counts_even_where_updates_look_whole():
+def test_recorded_gap_counts_even_where_updates_look_whole() -> None:
     """A gap that the daemon wrote down is believed."""
     counter = counter_of([0, 10 * NANO], [100.0], 100 * MILLI)
     gap = np.array([[2 * NANO, 3 * NANO]], dtype=np.int64)
@@ -205,7 +216,7 @@ def test_recorded_gap_counts_even_where_updates_look_whole():
     assert found["a"]["coverage_ratio"] == pytest.approx(0.8, abs=1e-3)
 
 
-def test_estimate_carries_its_models_interval():
+def test_estimate_carries_its_models_interval() -> None:
     """An estimated source is valid with the interval of its model."""
     counter = counter_of([0, 10 * NANO], [100.0], 10 * MILLI)
     model = Device("n", "package-0", "package", "estimated", "cpu_estimate", uncertainty_ratio=0.6)
@@ -215,7 +226,7 @@ def test_estimate_carries_its_models_interval():
     assert row["source"] == "estimated"
 
 
-def test_edge_is_the_middle_of_its_bracket_and_near_its_reading():
+def test_edge_is_the_middle_of_its_bracket_and_near_its_reading() -> None:
     """An edge lies midway between old and new reading, and not earlier than one nominal update before it."""
     read = np.array([100, 200, 300], dtype=np.int64) * MILLI
     old = np.array([-1, 190 * MILLI, 200 * MILLI], dtype=np.int64)
@@ -224,31 +235,31 @@ def test_edge_is_the_middle_of_its_bracket_and_near_its_reading():
     assert locate(Readings(read, old, energy), MILLI).edge[-1] == 300 * MILLI - MILLI // 2
 
 
-def test_reading_without_news_is_no_edge():
+def test_reading_without_news_is_no_edge() -> None:
     """A counter that stands still, or is read twice, makes no update."""
     read = np.array([100, 200, 300, 300], dtype=np.int64) * MILLI
     counter = locate(Readings(read, read - MILLI, np.array([1.0, 1.0, 2.0, 2.0])))
     assert counter.energy.tolist() == [1.0, 2.0]
 
 
-def test_blurred_updates_bound_power_by_the_limit():
+def test_blurred_updates_bound_power_by_the_limit() -> None:
     """Where every update is a mixture, what was seen says nothing of the extremes."""
     counter = counter_of([0, 10 * NANO], [300.0], 100 * MILLI)
-    assert power_bounds(counter, 700.0, blurred=True) == (0.0, pytest.approx(735.0))
+    assert power_bounds(counter, 700.0, blurred=True) == pytest.approx((0.0, 735.0))
     low, high = power_bounds(counter, 700.0, blurred=False)
     assert 0 < low < 300 < high < 400
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=40))
-def test_largest_remainder_adds_up(joules):
+def test_largest_remainder_adds_up(joules: list[float]) -> None:
     """Whole microjoules add up to the rounded sum, and none is more than one off."""
     micro = largest_remainder(joules)
     assert sum(micro) == round(float(np.sum(np.array(joules) * 1e6)))
     assert all(abs(whole - amount * 1e6) <= 1.01 for whole, amount in zip(micro, joules, strict=True))
 
 
-def test_blind_spots_are_disjoint():
+def test_blind_spots_are_disjoint() -> None:
     """Gaps that overlap long intervals count once."""
     read = np.array([0, 1, 2, 12, 13], dtype=np.int64) * NANO
     counter = locate(Readings(read, read - MILLI, np.arange(5.0)))

@@ -1,8 +1,10 @@
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ from wattq.report import bars
 from wattq.sweep import Phases, cut
 
 from tests.analysis.archives import MILLI, NANO, START, SimulatedDevice
-from tests.analysis.conftest import STEP, make_study
+from tests.analysis.conftest import STEP, Study, make_study
 
 NO_GAPS = np.zeros((0, 2), dtype=np.int64)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a simulated training."""
     folder = tmp_path_factory.mktemp("report")
     study = make_study(folder / "archive", steps=30)
@@ -57,27 +59,29 @@ def page(tmp_path_factory):
 class Tags(HTMLParser):
     """Gathers tags, addresses and what is left open."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.tags, self.addresses, self.open = [], [], []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.addresses: list[str | None] = []
+        self.open: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Notes a tag."""
         self.tags.append((tag, dict(attrs)))
         self.addresses += [value for name, value in attrs if name in {"href", "src", "xlink:href", "action"}]
         if tag not in {"meta", "link", "br", "hr", "img", "input"}:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Notes a tag that closes itself."""
         self.tags.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         """Checks that tags close in order."""
         assert self.open.pop() == tag
 
 
-def test_page_needs_nothing_from_elsewhere(page):
+def test_page_needs_nothing_from_elsewhere(page: Path) -> None:
     """One file, no script, no address but its own empty icon, and tags that close."""
     tags = Tags()
     text = page.read_text(encoding="utf-8")
@@ -87,15 +91,15 @@ def test_page_needs_nothing_from_elsewhere(page):
     assert not re.search(r"https?://|url\(|@import|<script", text)
 
 
-def test_page_escapes_what_users_named(page):
+def test_page_escapes_what_users_named(page: Path) -> None:
     """A name is text, whatever it looks like."""
     text = page.read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
-def test_page_says_what_it_must(page):
-    """Run, node, wall time, phases, intervals, estimates, tokens, scores, gaps and the sum check are there."""
+def test_page_says_what_it_must(page: Path) -> None:
+    """Run, node, wall time, phases, intervals, estimates, tokens, scores, gaps and sum check are there."""
     text = page.read_text(encoding="utf-8")
     words = [
         "study",
@@ -112,16 +116,16 @@ def test_page_says_what_it_must(page):
         assert word in text, word
 
 
-def test_every_picture_has_words(page):
+def test_every_picture_has_words(page: Path) -> None:
     """Who cannot see a picture is told what it shows."""
     tags = Tags()
     tags.feed(page.read_text(encoding="utf-8"))
     pictures = [attributes for tag, attributes in tags.tags if tag == "svg"]
     assert len(pictures) >= 4
-    assert all(picture["role"] == "img" and len(picture["aria-label"]) > 10 for picture in pictures)
+    assert all(picture["role"] == "img" and len(picture["aria-label"] or "") > 10 for picture in pictures)
 
 
-def test_page_goes_to_stdout(study, capsys):
+def test_page_goes_to_stdout(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     """`--output -` writes the page to stdout and nothing else."""
     assert main(["report", str(study.writer.write()), "--output", "-"]) == 0
     out = capsys.readouterr().out
@@ -129,7 +133,9 @@ def test_page_goes_to_stdout(study, capsys):
     assert out.rstrip().endswith("</html>")
 
 
-def test_more_than_a_dozen_runs_are_named_not_drawn(tmp_path, capsys):
+def test_more_than_a_dozen_runs_are_named_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The newest runs are drawn and the rest is counted."""
     study = make_study(tmp_path, steps=1)
     for number in range(14):
@@ -140,7 +146,7 @@ def test_more_than_a_dozen_runs_are_named_not_drawn(tmp_path, capsys):
     assert "3 older runs are not shown" in out
 
 
-def test_column_power_is_energy_over_time_and_gaps_are_gaps():
+def test_column_power_is_energy_over_time_and_gaps_are_gaps() -> None:
     """Power is the counter's difference over a column; where there is no reading there is no power."""
     read = np.concatenate([np.arange(0, 4 * NANO, 50 * MILLI), np.arange(8 * NANO, 12 * NANO, 50 * MILLI)])
     counter = locate(Readings(read, read, read / NANO * 70.0))
@@ -149,15 +155,15 @@ def test_column_power_is_energy_over_time_and_gaps_are_gaps():
     assert watts[0] == pytest.approx(70.0)
 
 
-def test_dominant_row_holds_most_of_a_column():
+def test_dominant_row_holds_most_of_a_column() -> None:
     """A column of many phases takes the colour of the one with most of it."""
     spans = np.array([(0, 6, 0, 0), (6, 10, 1, 0), (10, 13, 0, 0), (13, 20, 1, 0)], dtype=np.int64)
-    pieces = cut(Phases(*spans.T, ("a", "b")), [(0, 30)])
+    pieces = cut(Phases(spans[:, 0], spans[:, 1], spans[:, 2], spans[:, 3], ("a", "b")), [(0, 30)])
     rows = dominant(pieces, np.array([0, 10, 20, 30]))
     assert [pieces.rows[row] for row in rows] == ["a", "b", "(outside)"]
 
 
-def test_skyline_has_the_area_of_the_energy():
+def test_skyline_has_the_area_of_the_energy() -> None:
     """Fillings of a row are as wide as its columns and as high as its power."""
     edges = np.array([0, 1, 2, 3, 4]) * NANO
     watts = np.array([100.0, 100.0, np.nan, 50.0])
@@ -165,37 +171,36 @@ def test_skyline_has_the_area_of_the_energy():
     assert [area.row for area in picture.areas] == ["a", "b", "b"]
     assert picture.blind == [(500.0, 250.0)]
     assert picture.line.count("M") == 2
-    heights = [100 - float(re.search(r"V([\d.]+)H", area.path).group(1)) for area in picture.areas]
+    heights = [100 - float(re.findall(r"V([\d.]+)H", area.path)[0]) for area in picture.areas]
     assert heights[2] == pytest.approx(heights[0] / 2, abs=0.02)
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(100.0, [0, 50, 100]), (620.0, [0, 200, 400, 600]), (0.0, [0])])
-def test_axis_marks_are_round_numbers(limit, steps):
+def test_axis_marks_are_round_numbers(limit: float, steps: list[float]) -> None:
     """Axes count in ones, twos and fives."""
     assert nice_steps(limit, 4 if limit > 100 else 2) == pytest.approx(steps)
 
 
-def test_time_axis_changes_its_unit():
+def test_time_axis_changes_its_unit() -> None:
     """Hours are not told in seconds."""
     assert time_ticks(36.0)[1].label == "10 s"
     assert time_ticks(3_600.0)[1].label == "20 min"
     assert time_ticks(86_400.0)[-1].label.endswith(" h")
 
 
-def row(phase, joules, half=1.0, reason=None):
+def row(phase: str, joules: float | None, half: float = 1.0, reason: str | None = None) -> dict[str, Any]:
     """Returns what a bar needs of a row."""
-    known = joules is not None
     return {
         "phase": phase,
         "duration_seconds": 1.0,
         "energy_joules": joules,
-        "energy_low_joules": joules - half if known else None,
-        "energy_high_joules": joules + half if known else None,
+        "energy_low_joules": None if joules is None else joules - half,
+        "energy_high_joules": None if joules is None else joules + half,
         "reason": reason,
     }
 
 
-def test_bars_add_devices_and_refuse_where_one_is_not_known():
+def test_bars_add_devices_and_refuse_where_one_is_not_known() -> None:
     """A bar over several devices has a number only if each of them has one."""
     made = bars(
         [
@@ -216,7 +221,7 @@ def test_bars_add_devices_and_refuse_where_one_is_not_known():
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     """Headless Chromium; where it is missing the tests are skipped, in CI they fail."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
@@ -239,7 +244,7 @@ def browser():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
-def test_page_in_a_browser(page: Path, browser, width, scheme):
+def test_page_in_a_browser(page: Path, browser: Any, width: int, scheme: str) -> None:
     """No error in the console, pictures that are really drawn, nothing wider than the screen."""
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -247,7 +252,8 @@ def test_page_in_a_browser(page: Path, browser, width, scheme):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get(page.as_uri())
     assert browser.get_log("browser") == []
-    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect()).map(r => [r.width, r.height])"
+    boxes = "[...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
+    script = f"return {boxes}.map(r => [r.width, r.height])"
     skylines = browser.execute_script(script, ".plot svg")
     assert len(skylines) == 4
     assert all(wide > 250 and high > 100 for wide, high in skylines)
@@ -262,15 +268,15 @@ def test_page_in_a_browser(page: Path, browser, width, scheme):
 
 
 @pytest.mark.slow
-def test_tables_can_be_reached_by_keyboard(page: Path, browser):
+def test_tables_can_be_reached_by_keyboard(page: Path, browser: Any) -> None:
     """What scrolls takes the focus."""
     browser.get(page.as_uri())
     assert browser.execute_script(
-        "return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0 && e.getAttribute('aria-label'))"
+        "return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0 && e.ariaLabel)"
     )
 
 
-def test_many_devices_are_one_skyline(tmp_path, capsys):
+def test_many_devices_are_one_skyline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight GPUs are drawn as their sum, not as eight pictures."""
     study = make_study(tmp_path, steps=2)
     study.writer.samples.clear()
