@@ -11,7 +11,7 @@ Nothing here ever stops or delays the training: without a daemon the marks are k
 delivered when one is there.
 """
 
-from kdclient.client import Client, connect
-from kdclient.phases import Run
+from kdclient.client import connect
+from kdclient.phases import Phase, Run
 
-__all__ = ["Client", "Run", "connect"]
+__all__ = ["Phase", "Run", "connect"]

@@ -5,65 +5,69 @@ import os
 import re
 import sys
 import threading
+import time
 import uuid
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from kdclient import identity
-from kdclient.phases import Item, Queue, Run
+from kdclient.phases import Item, Phase, Queue, Run, Ticket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kdclient.sender import Sender
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_MOST_NAMES = 10_000
 _MOST_WARNINGS = 20
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 
 
 class Client:
-    """A process that marks phases; see `connect`.
+    """A process that marks phases; made by `connect`.
 
     Attributes:
         client_id: Random identity of this process; a forked child gets its own.
+        sockets: Where a daemon may be.
+        token_file: File with the job's token, or None.
+        spool: Folder for marks that can't be delivered.
         queue: What was marked and not yet taken by the sender.
+        append: Puts a phase on the queue.
         names: Names that were checked: as given -> as sent.
-        stray_ends: Ends without a begin.
-        parent_id: Identity of the process this one was forked from, or empty.
-        parent_used_grpc: gRPC had been started when this process was forked off.
-        daemon_seen: A daemon has answered at least once.
+        strays: Ends without a begin, and begins after a begin.
+        dropped: Phases that found the queue full, and were not told to the daemon yet.
     """
 
     def __init__(self, socket: str | None, token_file: str | None, spool: str | None) -> None:
         self.sockets = [socket] if socket else identity.sockets()
         self.token_file = token_file or os.environ.get("WATTD_TOKEN_FILE")
-        self.spool = spool or os.environ.get("WATTD_SPOOL") or _default_spool()
+        self.spool = spool or identity.spool()
         self.names: dict[str, str] = {}
-        self.stray_ends = 0
-        self._ordinal = 0
         self._warned = set[str]()
-        self.parent_id = ""
-        self.parent_used_grpc = False
-        self.daemon_seen = False
-        self._reset()
+        self._sender: Sender | None = None
+        self._begin_anew()
         _clients.add(self)
 
-    def _reset(self) -> None:
+    def _begin_anew(self) -> None:
         self.client_id = uuid.uuid4().hex
         self.queue: Queue = deque()
-        self._sender: Sender | None = None
+        self.append: Callable[[Phase], None] = self._append_first
+        self.strays = self.dropped = 0
+        self._sender = None
         self._lock = threading.Lock()
 
-    def run(
+    def run(  # noqa: PLR0917 - its order is the contract's
         self,
         name: str,
-        *,
         method: str | None = None,
         seed: int | None = None,
         tokens_phase: str | None = None,
-        resume: bool = False,
+        resume: bool = False,  # noqa: FBT001, FBT002 - likewise
         run_id: str | None = None,
-        sync: bool = False,
+        sync: bool = False,  # noqa: FBT001, FBT002 - likewise
     ) -> Run:
         """A run, to be used in a `with` statement.
 
@@ -77,48 +81,73 @@ class Client:
             run_id: Identity shared by all ranks; by default found from the launch.
             sync: Wait for the GPU at each edge of a phase. This slows the run, and is recorded.
         """
-        return Run(
-            self,
-            self.check(name),
-            method=self.check(method) if method else "",
-            seed=seed,
-            tokens_phase=self.check(tokens_phase) if tokens_phase else "",
-            resume=resume,
-            run_id=self.check(run_id) if run_id else None,
-            sync=sync,
-        )
+        sent = self.check(name)
+        facts: dict[str, Any] = {
+            "method": self.check(method) if method else "",
+            "seed": self._seed(seed),
+            "tokens_phase": self.check(tokens_phase) if tokens_phase else "",
+            "resume": resume or identity.restarted(),
+            "sync": bool(sync),
+        }
+        shared = identity.run_id(sent, given=run_id, resume=facts["resume"])
+        return Run(self, sent, self.check(shared), facts)
+
+    def _seed(self, seed: int | None) -> int | None:
+        if seed is None or -(1 << 63) <= seed < 1 << 63:
+            return seed
+        self.warn(f"seed={seed} does not fit 64 bits: left out")
+        return None
 
     def check(self, name: str) -> str:
         """The name as it is sent: letters that are not allowed become `_`, and that is said once."""
-        known = self.names.get(name)
-        if known is not None:
-            return known
         text = str(name)
         sent = text if _NAME.fullmatch(text) else re.sub(r"[^A-Za-z0-9_.:-]", "_", text)[:64] or "_"
         if sent != text:
-            self.warn(f"name {text!r} is marked as {sent!r}: 1 to 64 of A-Z a-z 0-9 _ . : - are allowed")
-        if len(self.names) < 10_000:  # a name made from a counter must not fill the memory
+            self.warn(f"name {text[:80]!r} is marked as {sent}: 1 to 64 of A-Z a-z 0-9 _ . : - are allowed")
+        if len(self.names) < _MOST_NAMES:  # names made from a counter must not fill the memory
             self.names[name] = sent
         return sent
 
-    def next_ordinal(self) -> int:
-        """How many runs were begun before in this process."""
-        with self._lock:
-            self._ordinal += 1
-            return self._ordinal - 1
-
     def put(self, item: Item) -> None:
-        """Queue what is not a phase."""
+        """Queue what is not a phase, and see that somebody takes it."""
         self.queue.append(item)
+        self.start()
+
+    def _append_first(self, phase: Phase) -> None:
+        """The first phase of this process; those that follow find the bare append."""
+        self.append = self.queue.append
+        self.put(phase)
+
+    def overflow(self) -> None:
+        """Count phases from here on instead of queueing them, until `relieve`."""
+        self.append = self._drop
+        self.warn("marks are made faster than they can be sent; some are dropped, and counted")
+
+    def relieve(self) -> None:
+        """Queue phases again."""
+        self.append = self.queue.append
+
+    def _drop(self, _phase: Phase) -> None:
+        with self._lock:
+            self.dropped += 1
+
+    def take_dropped(self) -> int:
+        """How many phases were dropped since this was last asked."""
+        with self._lock:
+            dropped, self.dropped = self.dropped, 0
+        return dropped
 
     def start(self) -> None:
         """Start the sender if it does not run."""
+        if self._sender is not None:
+            return
+        from kdclient.sender import Sender  # noqa: PLC0415 - only a program that marks pays for it
+
         with self._lock:
             if self._sender is None:
-                from kdclient.sender import Sender  # noqa: PLC0415 - only a program that marks pays for it
-
                 self._sender = Sender(self)
                 self._sender.start()
+                _close_with_worker(self)
 
     def flush(self, seconds: float) -> bool:
         """Wait until all that was marked is on the daemon's disk, else in the spool.
@@ -129,26 +158,43 @@ class Client:
         Returns:
             Whether the daemon has it all.
         """
-        return self._sender.flush(seconds) if self._sender is not None else True
+        sender = self._sender
+        if sender is None or not sender.works():
+            return sender is None
+        answer: SimpleQueue[bool] = SimpleQueue()
+        self.queue.append(Ticket(time.monotonic() + seconds, answer.put))
+        sender.wake()
+        try:
+            return answer.get(timeout=seconds + 1.0)
+        except Empty:
+            return False
 
     def close(self) -> None:
         """Flush and stop the sender; the end of the process does this."""
+        self.flush(seconds=2.0)
         with self._lock:
             sender, self._sender = self._sender, None
+            self.append = self._append_first
         if sender is not None:
-            sender.close(seconds=2.0)
+            sender.stop()
+
+    def stray(self, message: str) -> None:
+        """Count a begin or an end that means nothing, and say so once."""
+        self.strays += 1
+        self.warn(message)
 
     def warn(self, message: str) -> None:
         """Say something once, on standard error."""
         if message not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(message)
-            print(f"wattd: {message}", file=sys.stderr, flush=True)
+            if sys.stderr is not None:  # as in a windowless program
+                print(f"wattd: {message}", file=sys.stderr, flush=True)
 
     def after_fork(self) -> None:
         """A forked child has a queue, a sender and an identity of its own."""
-        self.parent_id = self.client_id
-        self.parent_used_grpc = self._sender is not None or "grpc" in sys.modules
-        self._reset()
+        if self._sender is not None:
+            self._sender.abandon()
+        self._begin_anew()
 
 
 def connect(socket: str | None = None, token_file: str | None = None, spool: str | None = None) -> Client:
@@ -164,9 +210,12 @@ def connect(socket: str | None = None, token_file: str | None = None, spool: str
     return Client(socket, token_file, spool)
 
 
-def _default_spool() -> str:
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - pathlib is slow to import
-    return f"{state}/wattd/spool"
+def _close_with_worker(client: Client) -> None:
+    """A forked worker of multiprocessing ends without atexit, but runs its finalizers."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, client.close, exitpriority=1)
 
 
 def _after_fork() -> None:

@@ -4,10 +4,14 @@ import hashlib
 import os
 import sys
 import uuid
-from pathlib import Path
+from collections import defaultdict
+from datetime import timedelta
+from itertools import count
 from typing import Any, NamedTuple
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_STORE_SECONDS = 10.0
+_ordinals: defaultdict[str, "count[int]"] = defaultdict(count)
 
 
 class Place(NamedTuple):
@@ -26,27 +30,38 @@ class Place(NamedTuple):
 
 def boot_id() -> str:
     """This machine's boot id, without which monotonic times mean nothing."""
-    return _BOOT_ID.read_text(encoding="ascii").strip()
+    with open(_BOOT_ID, encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
+        return file.read().strip()
 
 
 def sockets() -> list[str]:
-    """Where a daemon may listen: WATTD_SOCKET alone if it is set, else the user's, else the node's."""
+    """Where a daemon may listen: WATTD_SOCKET alone if it is set, else the user's, then the node's."""
     named = os.environ.get("WATTD_SOCKET")
     if named:
         return [named]
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/wattd-{os.geteuid()}"  # noqa: S108 - looked at only
-    own = [] if os.geteuid() == 0 else [f"{runtime}/wattd.sock"]
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    own = [f"{runtime}/wattd.sock"] if runtime and os.geteuid() != 0 else []
     return [*own, "/run/wattd/wattd.sock"]
 
 
+def spool() -> str:
+    """Where marks wait for a daemon: WATTD_SPOOL, else a folder of the user's state."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111 - pathlib is slow to import
+    return os.environ.get("WATTD_SPOOL") or f"{state}/wattd/spool"
+
+
 def place() -> Place:
-    """Rank, local rank and world size as torchrun or srun say them; (0, 0, 1) for a process alone."""
-    for rank, local_rank, world_size in (
+    """Rank, local rank and world size as torchrun or srun say them; (0, 0, 1) for a process alone.
+
+    A batch script has SLURM_NTASKS too, without being one of many tasks: only the step's own number
+    of tasks counts.
+    """
+    for names in (
         ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-        ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+        ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
     ):
         try:
-            found = Place(*(int(os.environ[name]) for name in (rank, local_rank, world_size)))
+            found = Place(*(int(os.environ[name]) for name in names))
         except (KeyError, ValueError):
             continue
         if 0 <= found.local_rank <= found.rank < found.world_size:
@@ -54,24 +69,36 @@ def place() -> Place:
     return Place(0, 0, 1)
 
 
-def run_id(name: str, ordinal: int) -> str:
+def restarted() -> bool:
+    """Whether Slurm has started this job before: what was begun then goes on now."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in {"", "0"}
+
+
+def run_id(name: str, *, given: str | None = None, resume: bool = False) -> str:
     """The id that all ranks of a run share.
 
     Args:
-        name: Name of the run.
-        ordinal: How many runs this process began before.
+        name: Name of the run; all ranks begin their runs of one name in the same order.
+        given: The id that the program asked for; by default WATTD_RUN_ID.
+        resume: The run of that id goes on.
     """
-    given = os.environ.get("WATTD_RUN_ID")
+    given = given or os.environ.get("WATTD_RUN_ID")
+    ordinal = next(_ordinals[given or name])
     if given:
-        return given
+        # A second run under the id of the first would be taken for it.
+        return given if resume or not ordinal else _digest(given, ordinal)
     distributed = _distributed()
     if distributed is not None:
-        shared = [uuid.uuid4().hex]
-        distributed.broadcast_object_list(shared, src=0)
-        return shared[0]
-    if place().world_size == 1:
+        shared = _from_rank_zero(distributed, f"wattd/{name}/{ordinal}")
+        if shared:
+            return shared
+    elif place().world_size == 1:
         return uuid.uuid4().hex
-    return hashlib.sha256(f"{_launch()}\n{name}\n{ordinal}".encode()).hexdigest()[:32]
+    return _digest(_launch(), name, ordinal)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def _distributed() -> Any:
@@ -80,6 +107,25 @@ def _distributed() -> Any:
     if module is None or not module.is_available() or not module.is_initialized():
         return None
     return module if module.get_world_size() > 1 else None
+
+
+def _from_rank_zero(distributed: Any, key: str) -> str:
+    """Rank 0's random id, through the store in which the ranks met.
+
+    A collective would do the same, but would hang a program that begins a run on some ranks only,
+    and NCCL's would start CUDA.
+
+    Returns:
+        The id, or nothing where rank 0 has begun no such run within ten seconds.
+    """
+    try:
+        store = distributed.distributed_c10d._get_default_store()  # noqa: SLF001 - no public way to it
+        if distributed.get_rank() == 0:
+            store.set(key, uuid.uuid4().hex)
+        store.wait([key], timedelta(seconds=_STORE_SECONDS))
+        return str(store.get(key).decode())
+    except (AttributeError, RuntimeError, ValueError):
+        return ""
 
 
 def _launch() -> str:
@@ -91,28 +137,36 @@ def _launch() -> str:
     return ":".join(os.environ.get(name, "") for name in names)
 
 
-def gpus(local_rank: int) -> tuple[list[str], str]:
+def gpus() -> tuple[list[str], str]:
     """UUIDs of the GPUs this process computes on, and how they are known.
 
-    CUDA is never started for this. An index is never resolved here: a container's GPU 0 is not the
-    node's.
+    CUDA is never started for this. An index of CUDA_VISIBLE_DEVICES is not resolved: a container's
+    GPU 0 is not the node's.
 
     Returns:
         UUIDs and `torch`, `cuda_visible_devices` or `unknown`.
     """
+    used = _gpus_in_use()
+    if used:
+        return used, "torch"
+    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    if not all(word.startswith(("GPU-", "MIG-")) for word in visible):
+        return [], "unknown"
+    here = place()
+    if here.world_size > 1 and here.local_rank < len(visible):
+        visible = [visible[here.local_rank]]  # each rank sees all, and takes its own
+    return visible, "cuda_visible_devices"
+
+
+def _gpus_in_use() -> list[str]:
+    """Where torch holds memory: the current device says nothing, being a thread's own."""
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
-    if cuda is not None and cuda.is_available() and cuda.is_initialized():
-        return [_with_prefix(str(cuda.get_device_properties(cuda.current_device()).uuid))], "torch"
-    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    uuids = [word for word in visible if word.startswith(("GPU-", "MIG-"))]
-    if uuids and len(uuids) == len(visible):
-        # With one visible GPU a rank, the usual launch, local_rank picks the rank's own.
-        return ([uuids[local_rank]] if place().world_size > 1 and local_rank < len(uuids) else uuids), (
-            "cuda_visible_devices"
-        )
-    return [], "unknown"
-
-
-def _with_prefix(text: str) -> str:
-    return text if text.startswith("GPU-") else f"GPU-{text}"
+    try:
+        if cuda is None or not cuda.is_initialized():
+            return []
+        numbers = [number for number in range(cuda.device_count()) if cuda.memory_reserved(number)]
+        names = [str(cuda.get_device_properties(number).uuid) for number in numbers]
+    except (AttributeError, RuntimeError):  # still being imported, or the device has failed
+        return []
+    return [name if name.startswith(("GPU-", "MIG-")) else f"GPU-{name}" for name in names]

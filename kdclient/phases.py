@@ -1,42 +1,46 @@
 """Runs and phases: what the training code touches. Two time-stamps and an append, nothing else."""
 
 import sys
-import threading
 from collections import deque
+from threading import get_ident
 from time import monotonic_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kdclient import identity
 
 if TYPE_CHECKING:
     from kdclient.client import Client
 
-_thread = threading.get_ident
-
 
 class Phase:
     """A tagged interval: a context manager, or `begin()` and `end()` by hand.
 
     Attributes:
+        run: The run it belongs to.
+        name: As it is sent.
         tokens: Tokens processed; may be set until the end. None: not told.
+        begin_nano: Monotonic nanoseconds; 0 before the begin.
+        end_nano: Likewise; set last, so that whoever sees it sees all the rest.
+        failed: An exception left it.
+        thread: Ident of the thread that began it.
+        number: Given by the sender once the phase is told to the daemon.
     """
 
-    __slots__ = ("_append", "_run", "begin_nano", "end_nano", "failed", "name", "number", "thread", "tokens")
+    __slots__ = ("begin_nano", "end_nano", "failed", "name", "number", "run", "thread", "tokens")
 
-    def __init__(self, run: "Run", append: Any, name: str, tokens: int | None) -> None:
-        self._run = run
-        self._append = append
+    def __init__(self, run: "Run", name: str, tokens: int | None) -> None:
+        self.run = run
         self.name = name
         self.tokens = tokens
         self.begin_nano = self.end_nano = self.number = 0
         self.failed = False
 
     def __enter__(self) -> Self:
-        self.thread = _thread()
+        # Queued once, at the begin; the sender looks at it again for the end.
+        self.thread = get_ident()
+        self.run.client.append(self)
         self.begin_nano = monotonic_ns()
-        # On the queue once, at the begin: the sender looks again for the end.
-        self._append(self)
         return self
 
     def __exit__(
@@ -50,16 +54,17 @@ class Phase:
     def begin(self) -> Self:
         """Begin by hand; a phase begins once."""
         if self.begin_nano:
-            self._run.client.warn(f"phase {self.name!r} has begun already; make a new one with run.phase()")
+            self.run.client.stray(
+                f"begin of phase {self.name}, which has begun already: use run.phase() anew"
+            )
             return self
         return self.__enter__()
 
     def end(self) -> None:
         """End by hand; an end without a begin is counted and changes nothing."""
         if not self.begin_nano or self.end_nano:
-            self._run.client.stray_ends += 1
-            what = "has ended already" if self.end_nano else "was never begun"
-            self._run.client.warn(f"end of phase {self.name!r}, which {what}: nothing is marked")
+            what = "has ended already" if self.end_nano else "has not begun"
+            self.run.client.stray(f"end of phase {self.name}, which {what}: nothing is marked")
             return
         self.__exit__(None, None, None)
 
@@ -76,31 +81,36 @@ class _SynchronisedPhase(Phase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _synchronise()
+        if kind is None:  # after a failed kernel it would raise in the place of what is being raised
+            _synchronise()
         super().__exit__(kind, error, trace)
 
 
 def _synchronise() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.synchronize()
 
 
 class Run:
     """One training, distillation or evaluation: a context manager.
 
     Attributes:
-        run_id: The same on all ranks; the daemon may give another one than was proposed.
+        client: Through which it is marked.
         name: What people call it.
+        run_id: The same on all ranks; the daemon may give another one than was proposed.
+        facts: `method seed tokens_phase resume sync`, as given.
+        place: This process among the run's ranks.
+        owner: Client id of the process that began it.
     """
 
-    def __init__(self, client: "Client", name: str, **facts: Any) -> None:
+    def __init__(self, client: "Client", name: str, run_id: str, facts: dict[str, Any]) -> None:
         self.client = client
         self.name = name
-        self.run_id: str = facts.pop("run_id") or identity.run_id(name, client.next_ordinal())
+        self.run_id = run_id
         self.facts = facts
         self.place = identity.place()
-        self.begin_nano = self.end_nano = 0
+        self.owner = client.client_id
         self._kind = _SynchronisedPhase if facts["sync"] else Phase
 
     def phase(self, name: str, tokens: int | None = None) -> Phase:
@@ -110,20 +120,18 @@ class Run:
             name: 1 to 64 of the letters A-Z a-z 0-9 _ . : -
             tokens: Tokens processed in it, if known already; else set `phase.tokens` before its end.
         """
-        client = self.client
-        return self._kind(self, client.queue.append, client.names.get(name) or client.check(name), tokens)
+        return self._kind(self, self.client.names.get(name) or self.client.check(name), tokens)
 
     def __enter__(self) -> Self:
-        self.begin_nano = monotonic_ns()
-        self.client.put(("run_begin", self, self.begin_nano))
-        self.client.start()
+        self.client.put(Edge(self, monotonic_ns(), is_end=False))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end_nano = monotonic_ns()
-        self.client.put(("run_end", self, self.end_nano))
+        if self.owner != self.client.client_id:
+            return  # a forked child leaves its parent's run, which goes on
+        self.client.put(Edge(self, monotonic_ns(), is_end=True))
         self.client.flush(seconds=2.0)
 
     def evaluation(
@@ -152,28 +160,81 @@ class Run:
             stderr: Standard error of the score, or None.
             model: Which model: `teacher`, `student`, `student_start`, or empty.
         """
-        score: dict[str, Any] = {
+        facts = {
             "harness": harness,
             "harness_version": harness_version,
             "task": task,
             "metric": metric,
             "value": value,
-            "stderr": stderr,
             "n": n,
             "settings_sha256": settings_sha256,
+            "stderr": stderr,
             "model": model,
         }
-        self.client.put(("evaluation", self, monotonic_ns(), score))
+        self.client.put(Outcome(self, monotonic_ns(), "evaluations", facts))
 
-    def energy_per_token(self, **measured: Any) -> None:
-        """Record an energy-per-token measurement.
+    def energy_per_token(
+        self,
+        *,
+        model_sha256: str,
+        batch: int,
+        tokens_in: int,
+        tokens_out: int,
+        energy_prefill_joules: float | None = None,
+        energy_decode_joules: float | None = None,
+        energy_joules: float | None = None,
+    ) -> None:
+        """Record one energy-per-token measurement; an energy that is not known stays None.
 
         Args:
-            **measured: `model_sha256 batch tokens_in tokens_out` and, where known,
-                `energy_prefill_joules energy_decode_joules energy_joules`.
+            model_sha256: Hash of the weights.
+            batch: Sequences generated at once.
+            tokens_in: Prompt tokens read.
+            tokens_out: Tokens generated.
+            energy_prefill_joules: Energy of the prompt part.
+            energy_decode_joules: Energy of the generation.
+            energy_joules: Energy of the whole.
         """
-        self.client.put(("ept", self, monotonic_ns(), measured))
+        facts = {
+            "model_sha256": model_sha256,
+            "batch": batch,
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "energy_prefill_joules": energy_prefill_joules,
+            "energy_decode_joules": energy_decode_joules,
+            "energy_joules": energy_joules,
+        }
+        self.client.put(Outcome(self, monotonic_ns(), "energy_per_token", facts))
 
 
-Item = Phase | tuple[Any, ...]
+class Edge(NamedTuple):
+    """A run begins or ends."""
+
+    run: Run
+    nano: int
+    is_end: bool
+
+
+class Outcome(NamedTuple):
+    """A result; `kind` is its field of SendResultsRequest."""
+
+    run: Run
+    nano: int
+    kind: str
+    facts: dict[str, Any]
+
+
+class Ticket(NamedTuple):
+    """Somebody waits until what was queued before this is on a disk.
+
+    Attributes:
+        deadline: Monotonic seconds after which the spool's disk will do.
+        done: Called once, with whether it is the daemon's.
+    """
+
+    deadline: float
+    done: Any
+
+
+Item = Phase | Edge | Outcome | Ticket
 Queue = deque[Item]

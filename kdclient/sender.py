@@ -1,254 +1,230 @@
-"""The thread that brings marks to the daemon, and into the spool while there is none.
-
-It holds every request until the daemon has said that it is on disk. When the connection breaks, what
-is held goes to the spool file, and so does all that follows; when a daemon is there again, the file
-is replayed from its start, and removed once all of it is acknowledged.
-"""
+"""The thread that takes what was marked and sees that the daemon gets it, now or later."""
 
 import threading
-import time
 from collections import deque
-from pathlib import Path
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
-from kdclient import spool as spools
-from kdclient.encode import MOST_MARKS_A_REQUEST, Encoder, Request, last_sequence
-from kdclient.stream import Stream, connect
-from wattd.v1 import marks_pb2
+from kdclient import spool
+from kdclient.phases import Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kdclient.client import Client
+    from kdclient.encoding import Encoder
+    from kdclient.link import Link
+    from kdclient.outbox import Outbox
+    from wattd.v1.marks_pb2 import SendMarksResponse
 
 FLUSH_SECONDS = 0.1
-_RETRY_SECONDS = 0.5
-_HEARTBEAT_SECONDS = 5.0
-_ORPHANS_SECONDS = 2.0
-_IN_FLIGHT = 16
-"""Replayed requests that may wait for their acknowledgement at once."""
+_HEARTBEAT_SECONDS = 4.0
+_MOST_BACK_OFF_SECONDS = 1.0
+_SYNC_SECONDS = 1.0
+
+_abandoned: "list[Sender]" = []
+"""Senders of the parent, in a forked child: never finalised, for gRPC's threads are not here."""
 
 
-class Sender(threading.Thread):
-    """Sends what a client marked; a daemon thread of its process."""
+class _Waiting(NamedTuple):
+    """Somebody waits for the marks up to a number, and the results among them."""
+
+    ticket: Ticket
+    sequence: int
+
+
+class Sender:
+    """A daemon thread that empties a client's queue."""
 
     def __init__(self, client: "Client") -> None:
-        super().__init__(name="wattd-sender", daemon=True)
         self._client = client
-        # gRPC does not survive a fork: such a child writes its spool, and its parent delivers.
-        self._may_connect = not (client.parent_id and client.parent_used_grpc)
-        self._encoder = Encoder(client, tell_open=self._may_connect)
-        self._spool = spools.Spool(client.spool, client.client_id, client.parent_id)
-        self._stream: Stream | None = None
-        self._held: deque[tuple[int, Request]] = deque()
-        self._spooling = not self._may_connect
-        self._replay: Iterator[tuple[int, Request]] | None = None
-        self._replayed = 0
-        self._retry_at = 0.0
-        self._sent_at = 0.0
-        self._deliverer: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._turned = threading.Condition()
-        self._turns = 0
-        self._clean = False
-        self._spool_now = self._stopping = False
+        self._event = threading.Event()
+        self._hurry = self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="wattd-sender", daemon=True)
+        self._link: Link | None = None
+        self._socket = client.sockets[0]
+        self._waiting = deque[_Waiting]()
+        self._renamed: dict[str, str] = {}
+        self._retry_at = self._flush_at = self._sync_at = self._sent_at = 0.0
+        self._back_off = FLUSH_SECONDS
+        self._said_down = self._answered = False
+        self._spool = spool.Spool(client.spool, client.client_id)
+        self._encoder: Encoder
+        self._outbox: Outbox
 
-    def run(self) -> None:
-        """Work until told to stop; nothing that goes wrong here may reach the training."""
-        while True:
-            stopping = self._stopping
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the queue now."""
+        self._hurry = True
+        self._event.set()
+
+    def stop(self) -> None:
+        """End the thread, after a flush; what is not delivered stays in the spool."""
+        self._stopping = True
+        self._event.set()
+        self._thread.join(timeout=2.0)
+
+    def abandon(self) -> None:
+        """In a forked child the thread, its connection and its file are the parent's."""
+        self._spool.leave()
+        _abandoned.append(self)
+
+    def works(self) -> bool:
+        """Whether there is any use in waiting for it."""
+        return self._thread.is_alive()
+
+    def _prepare(self) -> bool:
+        """Load what is needed; where that fails nothing can be marked, and the training goes on."""
+        try:
+            from kdclient.encoding import Encoder  # noqa: PLC0415 - protobuf is not the training's to wait for
+            from kdclient.outbox import Outbox  # noqa: PLC0415 - likewise
+
+            self._outbox = Outbox(self._spool, self._client.warn)
+            self._encoder = Encoder(self._client, room=self._outbox.has_room)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._client.warn(f"no phase is marked: {type(error).__name__}: {error}")
+            self._client.overflow()
+            return False
+        return True
+
+    def _loop(self) -> None:
+        if not self._prepare():
+            return
+        while not self._stopping:
+            self._event.wait(FLUSH_SECONDS)
+            self._event.clear()
             try:
                 self._turn()
-            except Exception as error:  # noqa: BLE001 - whatever it is: said once, and tried again
-                self._client.warn(f"marks could not be sent just now: {error!r}")
-            with self._turned:
-                self._turns += 1
-                self._turned.notify_all()
-            if stopping:
-                break
-            self._pause()
-        if self._stream is not None:
-            self._stream.close()
-        self._spool.release()
-
-    def _pause(self) -> None:
-        """Wait for the next flush, or for an acknowledgement while somebody waits for it."""
-        if self._held and self._stream is not None and (self._wake.is_set() or self._replay is not None):
-            self._stream.answered.wait(0.02)
-            self._stream.answered.clear()
-        else:
-            self._wake.wait(FLUSH_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the training must not see it, nor be left unmarked
+                self._client.warn(f"marks are delayed by a fault: {type(error).__name__}: {error}")
+        if self._link is not None:
+            self._link.close(seconds=0.5)
+        self._outbox.leave()
 
     def _turn(self) -> None:
-        for _ in range(1 + len(self._client.queue) // MOST_MARKS_A_REQUEST):
-            for request in self._encoder.collect():
-                self._put(request)
-        self._receive()
-        if self._stream is not None and self._stream.broken:
-            self._lose(self._stream)
-        if self._stream is None and self._may_connect and time.monotonic() >= self._retry_at:
-            self._connect()
-        if self._spooling and self._stream is not None:
-            self._replay_spool(self._stream)
-        if self._stream is not None and time.monotonic() - self._sent_at > _HEARTBEAT_SECONDS:
-            self._send(self._encoder.heartbeat())
-        if self._spool_now and self._held and not self._spooling:
-            self._spool_held()
-        self._clean = not (self._client.queue or self._held or self._spooling)
+        """One look at the queue, the connection and those who wait."""
+        now = monotonic()
+        if self._hurry or now >= self._flush_at:
+            self._hurry, self._flush_at = False, now + FLUSH_SECONDS
+            for item in self._encoder.take():
+                if isinstance(item, Ticket):
+                    self._waiting.append(_Waiting(item, self._encoder.sequence))
+                else:
+                    self._outbox.add(item)
+                    self._exchange()
+        if self._link is None and now >= self._retry_at:
+            self._connect(now)
+        self._exchange()
+        if self._link is None:
+            self._keep(now)
+        else:
+            self._send_results(self._link)
+            if now - self._sent_at >= _HEARTBEAT_SECONDS:
+                self._sent_at = now
+                self._link.send(self._encoder.heartbeat())
+        self._answer(monotonic())
 
-    def _put(self, request: Request) -> None:
-        """Take a fresh request: to the spool while it is in use, else to the daemon."""
-        if self._spooling:
-            self._to_spool(request)
-        elif isinstance(request, marks_pb2.SendMarksRequest):
-            self._held.append((last_sequence(request), request))
-            if self._stream is not None:
-                self._send(request)
-        elif self._stream is None or not self._send_results(request):
-            self._held.append((0, request))
+    def _connect(self, now: float) -> None:
+        """Find a daemon that listens, or try again soon."""
+        from kdclient.link import Link, listens  # noqa: PLC0415 - grpc is not the training's to wait for
 
-    def _send(self, request: marks_pb2.SendMarksRequest) -> None:
-        if self._stream is not None:
-            self._stream.send(request)
-            self._sent_at = time.monotonic()
-
-    def _send_results(self, request: marks_pb2.SendResultsRequest) -> bool:
-        """Send results; true when they are dealt with."""
-        if self._stream is None:
-            return False
-        try:
-            return self._stream.send_results(request)
-        except ValueError as error:
-            self._client.warn(f"the daemon refused results: {error}")
-            return True
-
-    def _to_spool(self, request: Request) -> None:
-        try:
-            if self._spool.append(request):
+        for path in self._client.sockets:
+            if listens(path):
+                self._socket = path
+                self._link = Link(path, self._client.token_file, self._event.set)
+                self._link.send(self._encoder.heartbeat())  # shows that we live, and what is known of us
+                self._sent_at = now
                 return
-            why = "the spool is full"
-        except OSError as error:
-            why = f"the spool {self._spool.path} can't be written: {error.strerror or error}"
-        if isinstance(request, marks_pb2.SendMarksRequest):
-            self._encoder.dropped += len(request.phases) + len(request.runs)
-        self._client.warn(f"{why}; marks are dropped, and counted")
+        self._wait_for_daemon(now)
+        self._say_down()
 
-    def _receive(self) -> None:
-        """Let go of what is on the daemon's disk."""
-        stream = self._stream
-        while stream is not None and not stream.responses.empty():
-            response = stream.responses.get()
-            if response.refused_marks:
-                self._client.warn(f"the daemon refused {response.refused_marks} marks: {response.refusal}")
-            if response.renamed_runs:
-                self._encoder.rename(dict(response.renamed_runs))
-            while self._held and self._held[0][0] <= response.acknowledged_sequence:
-                self._held.popleft()
+    def _wait_for_daemon(self, now: float) -> None:
+        self._retry_at = now + self._back_off
+        self._back_off = min(2 * self._back_off, _MOST_BACK_OFF_SECONDS)
 
-    def _lose(self, stream: Stream) -> None:
-        """The connection has ended: what is held goes to the spool, in front of what follows."""
-        if stream.refused:
-            self._client.warn(
-                f"the daemon refuses this client: {stream.refused}; its marks stay in the spool"
-            )
-        stream.close()
-        self._stream = None
-        self._retry_at = time.monotonic() + (30.0 if stream.refused else 0.05)
-        if self._spooling:
-            # Replaying: what was not acknowledged is in the file still.
-            self._held.clear()
-            self._replay = None
-        elif self._held:
-            self._spool_held()
+    def _say_down(self) -> None:
+        self._said_down = True
+        self._client.warn(
+            f"no daemon at {self._socket}; marks go to {self._client.spool} "
+            "and are delivered when one is there"
+        )
 
-    def _spool_held(self) -> None:
-        held, self._held = self._held, deque()
-        self._spooling, self._replay = True, None
-        for _, request in held:
-            self._to_spool(request)
-
-    def _connect(self) -> None:
-        try:
-            self._stream = connect(self._client.sockets, self._client.token_file)
-        except ConnectionError as error:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            if not self._spooling:
-                self._spool_held()
-                self._spooling = True
-                where = self._spool.path.parent
-                self._client.warn(f"{error}; marks go to {where} and are delivered when one is there")
+    def _exchange(self) -> None:
+        """Take what the daemon answered, and send what may be sent."""
+        link = self._link
+        if link is None:
             return
-        self._client.daemon_seen = True
-        if not self._spooling:
-            for _, request in self._held:
-                if isinstance(request, marks_pb2.SendMarksRequest):
-                    self._send(request)
-        if self._deliverer is None:
-            self._deliverer = threading.Thread(target=self._deliver_others, name="wattd-orphans", daemon=True)
-            self._deliverer.start()
+        closed = link.closed  # before the responses: none comes after it
+        for response in link.taken():
+            self._take(response)
+        if closed:
+            self._lost(link)
+            return
+        while (batch := self._outbox.next()) is not None:
+            self._sent_at = monotonic()
+            link.send(self._outbox.body(batch))
 
-    def _replay_spool(self, stream: Stream) -> None:
-        """Send the spool from its start, a few requests at a time, until all is acknowledged."""
-        if self._replay is None:
-            self._replay = spools.read(self._spool.path) if self._spool.size else iter(())
-            self._replayed = 0
-        while len(self._held) < _IN_FLIGHT:
-            found = next(self._replay, None)
-            if found is None:
-                break
-            self._replayed, request = found
-            if isinstance(request, marks_pb2.SendMarksRequest):
-                self._held.append((last_sequence(request), request))
-                self._send(request)
-            elif not self._send_results(request):
-                self._replay = None  # from the start again; what is there already is passed over
-                self._held.clear()
+    def _take(self, response: "SendMarksResponse") -> None:
+        self._back_off = FLUSH_SECONDS
+        if response.renamed_runs:
+            self._renamed.update(response.renamed_runs)
+            self._encoder.rename(self._renamed)
+        if response.refused_marks:
+            self._client.warn(f"the daemon refused marks: {response.refusal}")
+        self._outbox.acknowledge(response.acknowledged_sequence)
+        if not self._answered:
+            self._answered = True
+            self._welcome()
+
+    def _welcome(self) -> None:
+        """A daemon is there: what others have left for it is carried by a thread of its own."""
+        if self._said_down:
+            self._client.warn(f"the daemon at {self._socket} is there; marks are delivered")
+        threading.Thread(
+            target=spool.deliver,
+            args=(self._socket, self._client.spool, self._client.token_file),
+            name="wattd-delivery",
+            daemon=True,
+        ).start()
+
+    def _lost(self, link: "Link") -> None:
+        link.close()
+        self._link = None
+        self._answered = False
+        self._outbox.lost_link()
+        self._wait_for_daemon(monotonic())
+        if link.reason:
+            self._client.warn(f"the daemon at {self._socket} takes no marks: {link.reason}; they are kept")
+
+    def _keep(self, now: float) -> None:
+        """Nobody is there: what waits goes to disk, which is made to hold it once a second."""
+        if self._outbox.spill() and now >= self._sync_at:
+            self._sync_at = now + _SYNC_SECONDS
+            self._outbox.sync()
+
+    def _send_results(self, link: "Link") -> None:
+        from kdclient.delivery import renamed  # noqa: PLC0415 - it loads grpc
+        from wattd.v1.marks_pb2 import SendResultsRequest  # noqa: PLC0415 - likewise
+
+        while (batch := self._outbox.result_due()) is not None:
+            request = SendResultsRequest.FromString(self._outbox.body(batch))
+            if not link.send_results(renamed(request, self._renamed)):
                 return
-        if not self._held:
-            if self._replayed < self._spool.size:
-                self._replay = spools.read(self._spool.path, self._replayed)  # it grew meanwhile
-            else:
-                self._spool.remove()
-                self._spooling, self._replay = False, None
-        stream.answered.clear()
+            if link.reason:
+                self._client.warn(f"the daemon refused a result: {link.reason}")
+                link.reason = ""
+            self._outbox.result_sent()
 
-    def _deliver_others(self) -> None:
-        """Deliver what dead processes and forked children left in the folder, under their own names."""
-        from kdclient.deliver import Deliverer  # noqa: PLC0415 - it imports what this module does
-
-        client = self._client
-        deliverer = Deliverer(client.sockets, client.token_file, Path(client.spool), client.client_id)
-        while not self._stopping:
-            deliverer.look()
-            time.sleep(_ORPHANS_SECONDS)
-
-    def flush(self, seconds: float) -> bool:
-        """Wait until the daemon has everything; after `seconds` what it does not have is in the spool."""
-        if not self.is_alive():
-            return False
-        deadline = time.monotonic() + seconds
-        self._wake.set()
-        with self._turned:
-            turns = self._turns
-            # Two turns from now, all that was marked before has been looked at.
-            while not (self._clean and self._turns >= turns + 2) and time.monotonic() < deadline:
-                if self._spooling and self._stream is None and self._turns >= turns + 2:
-                    break
-                self._turned.wait(0.05)
-            clean = self._clean
-            if not clean:
-                self._spool_now, turns = True, self._turns
-                self._turned.wait_for(lambda: self._turns >= turns + 2, timeout=1.0)
-                self._spool_now = False
-        self._wake.clear()
-        if not clean and self._spool.size:
-            self._spool.sync()
-        return clean
-
-    def close(self, seconds: float) -> None:
-        """Flush and end."""
-        self.flush(seconds)
-        self._stopping = True
-        self._spool_now = True
-        self._wake.set()
-        self.join(timeout=2.0)
+    def _answer(self, now: float) -> None:
+        """Tell those who wait what became of what they marked before."""
+        while self._waiting:
+            ticket, sequence = self._waiting[0]
+            results = self._outbox.results
+            done = self._outbox.acknowledged >= sequence and (not results or results[0].last > sequence)
+            if not done and self._link is not None and now < ticket.deadline:
+                return
+            if not done and self._outbox.spill():
+                self._outbox.sync()
+            self._waiting.popleft()
+            ticket.done(done)

@@ -1,115 +1,219 @@
-"""Marks that no daemon has taken yet, in a file of their client.
+"""Marks that wait on disk for a daemon, and their delivery.
 
-A record is its length, its CRC-32, a letter (`M` marks, `R` results) and a serialized request. The
-client that writes a file holds a lock on it: a file that is not locked is an orphan, and whoever
-marks next in this folder delivers it.
+A spool is a folder with a file `<client_id>.marks` for each client that had to wait. Its owner holds
+an exclusive flock on it; a file without one was left by a process that is gone, and whoever takes the
+lock may deliver and remove it. A record is
+
+    bytes 0-3   length of the body, little-endian
+    bytes 4-7   CRC-32 of kind and body
+    byte  8     kind: 1 SendMarksRequest, 2 SendResultsRequest
+    then        the body, serialised
+
+Whatever follows the last whole record is torn, and never was promised to be kept.
 """
 
 import fcntl
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
-from kdclient.encode import Request
-from wattd.v1 import marks_pb2
-
-_FRAME = struct.Struct("<II")
-_LONGEST_RECORD = 16 * 1024 * 1024
+MARKS, RESULTS = 1, 2
+_HEAD = struct.Struct("<IIB")
+_MOST_BODY = 4 << 20
 _MOST_BYTES = 1 << 30
-SUFFIX = ".marks"
+_SUFFIX = ".marks"
 
 
-def pack(request: Request) -> bytes:
-    """A request as a record."""
-    kind = b"M" if isinstance(request, marks_pb2.SendMarksRequest) else b"R"
-    body = kind + request.SerializeToString()
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+def record(kind: int, body: bytes) -> bytes:
+    """A record as it stands in the file."""
+    return _HEAD.pack(len(body), zlib.crc32(body, zlib.crc32(bytes([kind]))), kind) + body
 
 
-def read(path: Path, offset: int = 0) -> Iterator[tuple[int, Request]]:
-    """Whole records of a file from an offset on, each with the offset after it; a torn end is left alone."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        while len(head := file.read(_FRAME.size)) == _FRAME.size:
-            length, checksum = _FRAME.unpack(head)
-            body = file.read(min(length, _LONGEST_RECORD))
-            if len(body) != length or zlib.crc32(body) != checksum:
-                return
-            offset += _FRAME.size + length
-            kind = marks_pb2.SendMarksRequest if body[:1] == b"M" else marks_pb2.SendResultsRequest
-            yield offset, kind.FromString(body[1:])
+def read(file: int, offset: int) -> tuple[int, bytes] | None:
+    """Kind and body of the record at an offset, or None where there is no whole one."""
+    head = os.pread(file, _HEAD.size, offset)
+    if len(head) < _HEAD.size:
+        return None
+    length, checksum, kind = _HEAD.unpack(head)
+    if length > _MOST_BODY:
+        return None
+    body = os.pread(file, length, offset + _HEAD.size)
+    if len(body) < length or zlib.crc32(body, zlib.crc32(bytes([kind]))) != checksum:
+        return None
+    return kind, body
 
 
 class Spool:
-    """A client's own spool file, made when it is first needed.
+    """The file of one client: made when it is first needed, removed when it is empty again.
 
     Attributes:
-        path: The file.
-        size: Bytes written.
+        path: Where it is.
+        size: Bytes of whole records in it.
     """
 
-    def __init__(self, folder: str, client_id: str, parent_id: str = "") -> None:
-        """Name the file; a forked child's name has its parent in it, who delivers it."""
-        name = f"{client_id}.of-{parent_id}{SUFFIX}" if parent_id else f"{client_id}{SUFFIX}"
-        self.path = Path(folder) / name
+    def __init__(self, folder: str, client_id: str) -> None:
+        self.path = f"{folder}/{client_id}{_SUFFIX}"
         self.size = 0
-        self._fd = -1
+        self._file = -1
+        self._unsynced = False
 
-    def append(self, request: Request) -> bool:
-        """Add a record; false when the file has reached its bound.
+    def append(self, kind: int, body: bytes) -> int:
+        """Write a record; it is on disk after `sync`.
+
+        Returns:
+            Where it begins.
 
         Raises:
-            OSError: It can't be written.
+            OSError: The disk is full or the folder not writable; nothing was added.
         """
-        if self._fd < 0:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
-        record = pack(request)
-        if self.size + len(record) > _MOST_BYTES:
-            return False
-        try:
-            written = os.write(self._fd, record)
-        except OSError:
-            os.ftruncate(self._fd, self.size)
-            raise
-        if written < len(record):
-            os.ftruncate(self._fd, self.size)  # half a record would hide all that follow it
-            raise OSError(28, "no space left for the spool")
-        self.size += len(record)
-        return True
+        data = record(kind, body)
+        if self.size + len(data) > _MOST_BYTES:
+            raise OSError(28, "the spool is full")
+        self._open()
+        offset = self.size
+        written = os.pwrite(self._file, data, offset)
+        if written < len(data):  # the next write goes over it
+            raise OSError(28, "the disk is full")
+        self.size += written
+        self._unsynced = True
+        return offset
+
+    def _open(self) -> None:
+        if self._file >= 0:
+            return
+        os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120 - pathlib is slow to import
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(self.path, flags, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def body(self, offset: int) -> bytes:
+        """The body of the record at an offset.
+
+        Raises:
+            OSError: It can't be read back.
+        """
+        found = read(self._file, offset)
+        if found is None:
+            raise OSError(5, "the spool does not give back what was written")
+        return found[1]
 
     def sync(self) -> None:
-        """Bring it to the disk."""
-        if self._fd >= 0:
-            os.fsync(self._fd)
+        """Have everything on disk.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        if self._unsynced:
+            os.fdatasync(self._file)
+            self._unsynced = False
 
     def remove(self) -> None:
         """Everything in it was delivered."""
-        if self._fd >= 0:
-            self.path.unlink(missing_ok=True)
-            self.release()
+        if self._file >= 0:
+            with suppress(OSError):
+                os.unlink(self.path)  # noqa: PTH108 - pathlib is slow to import
+        self.leave()
 
-    def release(self) -> None:
-        """Let go of it: from now on it is an orphan."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        self.size = 0
+    def leave(self) -> None:
+        """Leave the file, if there is one, to the next process."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self.size, self._unsynced = -1, 0, False
 
 
-def is_orphan(path: Path) -> bool:
-    """Whether nobody writes a spool file any more."""
+@dataclass
+class Orphan:
+    """A spool file whose client is gone, and which is now ours.
+
+    Attributes:
+        path: Where it is.
+        torn_bytes: What stood after the last whole record; known once it was read.
+    """
+
+    path: str
+    file: int
+    torn_bytes: int = 0
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Kind and body of each whole record, in the order of writing."""
+        offset = 0
+        while found := read(self.file, offset):
+            yield found
+            offset += _HEAD.size + len(found[1])
+        self.torn_bytes = os.fstat(self.file).st_size - offset
+
+    def remove(self) -> None:
+        """It was delivered."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # noqa: PTH108 - pathlib is slow to import
+
+
+def orphans(folder: str) -> Iterator[Orphan]:
+    """Each spool file in a folder that no living client holds; ours until the next is asked for."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - pathlib is slow to import
     except OSError:
-        return False
+        return
+    for name in names:
+        if name.endswith(_SUFFIX):
+            with _taken(f"{folder}/{name}") as orphan:
+                if orphan:
+                    yield orphan
+
+
+@contextmanager
+def _taken(path: str) -> Iterator[Orphan | None]:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, not ours, or a link
+        yield None
+        return
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state = os.fstat(file)
+            # Another may have delivered and removed it between the open and the lock.
+            if stat.S_ISREG(state.st_mode) and state.st_nlink and state.st_uid == os.geteuid():
+                yield Orphan(path, file)
+                return
+        yield None
     finally:
-        os.close(fd)
-    return True
+        os.close(file)
+
+
+@dataclass
+class Counts:
+    """What a delivery did.
+
+    Attributes:
+        files: Spool files delivered whole, and removed.
+        left: Spool files that could not be delivered now.
+        marks: Marks the daemon has on disk.
+        refused: Marks or results among them that it refused.
+        results: Results it has on disk.
+        torn_bytes: Bytes of broken last records.
+    """
+
+    files: int = 0
+    left: int = 0
+    marks: int = 0
+    refused: int = 0
+    results: int = 0
+    torn_bytes: int = 0
+
+
+def deliver(socket: str, folder: str, token_file: str | None = None) -> Counts:
+    """Hand the daemon what processes that are gone have left in a spool.
+
+    Args:
+        socket: The daemon's Unix socket.
+        folder: The spool.
+        token_file: File with the job's token, or None.
+    """
+    from kdclient.delivery import deliver_all  # noqa: PLC0415 - it loads grpc
+
+    return deliver_all(socket, folder, token_file)
