@@ -189,21 +189,35 @@ class OwnerSocket:
         if len(os.fsencode(path)) > _MOST_SOCKET_PATH:
             raise UserError(f"socket {path}: longer than {_MOST_SOCKET_PATH} bytes; name a shorter --socket")
         try:
-            path.parent.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
-            lock = path.with_name(path.name + ".lock")
-            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and not path.is_socket():
-                raise UserError(f"socket {path}: there is a file of that name; name another --socket")
-            self._check_silent()
-            path.unlink(missing_ok=True)
+            self._take()
+        except UserError:
+            self._unlock()
+            raise
         except (BlockingIOError, TimeoutError) as error:
+            self._unlock()
             raise UserError(
                 f"socket {path}: another daemon listens there; stop it or name another --socket"
             ) from error
         except OSError as error:
+            self._unlock()
             raise UserError(f"socket {path}: {error.strerror}; name another --socket") from error
         return self
+
+    def _take(self) -> None:
+        path = self.path
+        path.parent.mkdir(mode=0o755 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock")
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and not path.is_socket():
+            raise UserError(f"socket {path}: there is a file of that name; name another --socket")
+        self._check_silent()
+        path.unlink(missing_ok=True)
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _check_silent(self) -> None:
         """A socket that nobody listens on was left behind; one that answers is in use."""
@@ -233,7 +247,7 @@ class OwnerSocket:
 
     def __exit__(self, *_: object) -> None:
         self.path.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._unlock()
 
 
 def make_server() -> grpc.aio.Server:

@@ -41,7 +41,7 @@ class _Watcher:
                 self._latest[sample.device] = sample
         if not self._latest or nano < self._next_nano:
             return
-        self._next_nano = max(self._next_nano + self._pause_nano, nano)
+        self._next_nano = nano + self._pause_nano
         message = telemetry_pb2.WatchSamplesResponse(
             sequence=self._sequence, samples=list(self._latest.values())
         )

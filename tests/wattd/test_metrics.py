@@ -240,7 +240,7 @@ def test_a_server_that_has_just_started_has_a_page() -> None:
         vitals=Vitals(archive="/a"),
     )
     page = Page(families(sources)).render(openmetrics=True).decode()
-    parsed = parse_openmetrics(page)  # type: ignore[no-untyped-call] - the package types it so
+    parsed = parse_openmetrics(page)  # type: ignore[no-untyped-call]
     assert {family.name for family in parsed} >= {"wattd_build_info", "wattd_archive_up"}
 
 
