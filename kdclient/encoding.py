@@ -220,8 +220,14 @@ class Encoder:
     def _join(self, run: Run) -> None:
         """A forked worker marks phases of a run that its parent began: it says so, once."""
         if run not in self._known and run.owner != self._client.client_id:
-            self._known[run] = uuids, source = identity.gpus()
-            self._update(run, uuids, source)
+            self._known[run] = identity.gpus()
+            self._request.runs.add(
+                sequence=self._next(),
+                kind=marks_pb2.RUN_MARK_KIND_JOIN,
+                run_id=run.run_id,
+                monotonic_nano=monotonic_ns(),
+                **run.place._asdict(),
+            )
 
     def _ask_for_gpus(self, *, again: bool) -> None:
         """The GPUs of a run become known when CUDA is started; at its end they may be more."""
