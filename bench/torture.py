@@ -78,9 +78,9 @@ def _torture(folder: Path, kills: int, chance: random.Random) -> tuple[list[str]
             seen |= _on_disk(daemon.archive)
             victim = chance.choice(("server", "daemon"))
             victims[victim] += 1
+            wait_until(lambda: _has_server(daemon))  # it pauses before it starts a server yet again
             if victim == "server":
                 os.kill(daemon.server_pid(), signal.SIGKILL)
-                wait_until(lambda: _has_server(daemon))
             else:
                 daemon.kill()
                 daemon.start()

@@ -87,7 +87,7 @@ class Daemon:
         server = self.server_pid()
         self.process.kill()
         self._reap()
-        wait_until(lambda: not Path(f"/proc/{server}").exists())
+        wait_until(lambda: not Path(f"/proc/{server}").exists(), seconds=30)
 
 
 def wait_until(condition: Any, seconds: float = 15) -> Any:
