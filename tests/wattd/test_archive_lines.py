@@ -33,14 +33,17 @@ def test_a_written_bracket_holds_the_edge(edges: list[tuple[int, int]]) -> None:
         EnergyEdge(number, number, _T + read, _T + read - old) for number, (read, old) in enumerate(edges)
     ]
     line = _decoded(tick_body(Tick(_T, energies, [], []), dict.fromkeys(range(6), 0)))
+    moment = line["monotonic_nano"]
+    assert isinstance(moment, int)
+    assert _T <= moment <= max(edge.read_nano for edge in energies)
     olds, reads = line["old_us"], line.get("read_us", [0] * len(edges))
     assert isinstance(olds, list)
     assert isinstance(reads, list)
     olds = olds * len(edges) if len(olds) == 1 else olds
     for edge, old_us, read_us in zip(energies, olds, reads, strict=True):
-        assert _T + old_us * 1000 <= edge.old_nano
-        assert edge.old_nano - (_T + old_us * 1000) <= 101_000
-        assert abs(_T + read_us * 1000 - edge.read_nano) <= 50_000
+        assert moment + old_us * 1000 <= edge.old_nano
+        assert edge.old_nano - (moment + old_us * 1000) <= 101_000
+        assert abs(moment + read_us * 1000 - edge.read_nano) <= 50_000
 
 
 def test_an_unknown_earlier_side_stays_unknown() -> None:
@@ -56,11 +59,10 @@ def test_powers_and_slow_calls_are_written() -> None:
     tick = Tick(_T, [], [PowerEdge(3, 421.5, _T + 90_000, _T - 100_000_000)], [(3, 1500)])
     assert _decoded(tick_body(tick, {})) == {
         "type": "tick",
-        "monotonic_nano": _T,
+        "monotonic_nano": _T + 90_000,
         "power_device": [3],
         "power_watts": [421.5],
-        "power_read_us": [90],
-        "power_old_us": [-100_000],
+        "power_old_us": [-100_090],
         "call_us": [[3, 1500]],
     }
 

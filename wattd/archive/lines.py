@@ -29,7 +29,8 @@ def tick_body(tick: Tick, offsets: Mapping[int, int]) -> bytes:
         tick: The sampler's record.
         offsets: Microjoules to add, by device number, so that energies go on over restarts.
     """
-    nano, energies, powers, calls = tick
+    _, energies, powers, calls = tick
+    nano = _moment(tick)
     line: dict[str, Any] = {"type": "tick", "monotonic_nano": nano}
     if energies:
         numbers, microjoules, reads, olds = zip(*energies, strict=True)
@@ -47,6 +48,20 @@ def tick_body(tick: Tick, offsets: Mapping[int, int]) -> bytes:
     if calls:
         line["call_us"] = calls
     return orjson.dumps(line)[1:]
+
+
+def _moment(tick: Tick) -> int:
+    """The time a line carries: that of its readings where they are close together, else the wake's.
+
+    A reading comes after its wake and before the next one, so that lines stay in order.
+    """
+    reads = [edge[2] for edge in tick.energies] + [edge[2] for edge in tick.powers]
+    if not reads:
+        return tick.monotonic_nano
+    first, last = min(reads), max(reads)
+    if last - first > 2 * _TOGETHER_US * 1000:
+        return tick.monotonic_nano
+    return max(tick.monotonic_nano, (first + last) // 2)
 
 
 def _add_times(
