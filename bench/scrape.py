@@ -121,7 +121,8 @@ def _node_with(jobs: int) -> Sources:
     return sources
 
 
-def _add_job(state: State, ledger: Ledger, phases: PhaseEnergies, node: Node, number: int, jobs: int) -> None:
+def _add_job(sources: Sources, number: int, jobs: int) -> None:
+    node, state, ledger, phases = sources.node, sources.state, sources.ledger, sources.phases
     run_id, client = f"run-{number}", f"{number:032x}"
     view = node.devices[number % 8]
     line = {"type": "run_begin", "client": client, "mark": 1, "monotonic_nano": _T, "run_id": run_id}
