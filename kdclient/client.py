@@ -3,6 +3,7 @@
 import atexit
 import os
 import re
+import struct
 import sys
 import threading
 import time
@@ -59,15 +60,16 @@ class Client:
         self._sender = None
         self._lock = threading.Lock()
 
-    def run(  # noqa: PLR0917 - its order is the contract's
+    def run(
         self,
         name: str,
+        *,
         method: str | None = None,
         seed: int | None = None,
         tokens_phase: str | None = None,
-        resume: bool = False,  # noqa: FBT001, FBT002 - likewise
+        resume: bool = False,
         run_id: str | None = None,
-        sync: bool = False,  # noqa: FBT001, FBT002 - likewise
+        sync: bool = False,
     ) -> Run:
         """A run, to be used in a `with` statement.
 
@@ -93,10 +95,13 @@ class Client:
         return Run(self, sent, self.check(shared), facts)
 
     def _seed(self, seed: int | None) -> int | None:
-        if seed is None or -(1 << 63) <= seed < 1 << 63:
-            return seed
-        self.warn(f"seed={seed} does not fit 64 bits: left out")
-        return None
+        if seed is None:
+            return None
+        try:
+            return int(struct.unpack("<q", struct.pack("<q", seed))[0])
+        except struct.error:
+            self.warn(f"seed={seed!r} is no whole number of 64 bits: left out")
+            return None
 
     def check(self, name: str) -> str:
         """The name as it is sent: letters that are not allowed become `_`, and that is said once."""

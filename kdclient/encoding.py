@@ -76,6 +76,7 @@ class Encoder:
     def take(self) -> Iterator[Batch | Ticket]:
         """Everything that is on the queue now, and the edges of phases since the last time."""
         queue = self._client.queue
+        self._look_again()  # first: what was open the last time ended before what follows
         self._dropped += self._client.take_dropped()
         for _ in range(len(queue)):
             item = queue.popleft()
@@ -157,7 +158,8 @@ class Encoder:
 
     def _phase_end(self, phase: Phase) -> None:
         self._join(phase.run)
-        self.sequence += 1  # not by a call: the one hot path of this thread
+        tokens = phase.tokens if phase.tokens is None else self._count(phase)
+        self.sequence += 1  # not by a call: this thread's hot path
         self._request.phases.add(
             sequence=self.sequence,
             kind=_END,
@@ -167,7 +169,7 @@ class Encoder:
             thread=self._threads.setdefault(phase.thread, len(self._threads)),
             begin_monotonic_nano=phase.begin_nano,
             end_monotonic_nano=phase.end_nano,
-            tokens=phase.tokens if phase.tokens is None else self._count(phase),
+            tokens=tokens,
             failed=phase.failed,
         )
 
@@ -175,11 +177,13 @@ class Encoder:
         """The tokens of a phase, from whatever counts as a whole number."""
         try:
             tokens = int(phase.tokens or 0)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, OverflowError, RuntimeError):
             tokens = -1
         if 0 <= tokens <= _MOST_TOKENS:
             return tokens
-        self._client.warn(f"tokens={phase.tokens!r} of phase {phase.name} is no number of tokens: left out")
+        self._client.warn(
+            f"tokens={str(phase.tokens)[:40]} of phase {phase.name} is no number of tokens: left out"
+        )
         return None
 
     def _next_phase(self) -> int:

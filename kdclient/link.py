@@ -89,7 +89,7 @@ class Link:
                 self._wake()
         except grpc.RpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
-                self.reason = f"{error.code().name.lower()}: {(error.details() or '').splitlines()[:1]}"
+                self.reason = " ".join(f"{error.code().name.lower()} {error.details()}".split())
         finally:
             self.closed = True
             self._wake()

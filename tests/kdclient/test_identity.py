@@ -11,10 +11,22 @@ import pytest
 from kdclient import identity
 
 _SHOW = "from kdclient import identity as i; print(i.run_id('r'), i.run_id('r'))"
-_LAUNCH = (  # what a launcher may have set around the tests
-    "WATTD_RUN_ID RANK LOCAL_RANK WORLD_SIZE SLURM_PROCID SLURM_LOCALID SLURM_STEP_NUM_TASKS SLURM_JOB_ID "
-    "SLURM_STEP_ID MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID SLURM_RESTART_COUNT CUDA_VISIBLE_DEVICES"
-).split(" ")
+_LAUNCH = [
+    "WATTD_RUN_ID",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "SLURM_RESTART_COUNT",
+    "CUDA_VISIBLE_DEVICES",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,315 @@
+"""What a training program sees of the client."""
+
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kdclient
+from kdclient.client import Client
+from tests.daemon import wait_until
+from tests.kdclient.recorder import Recorder
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    with Recorder(tmp_path / "s") as running:
+        yield running
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    made = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
+    yield made
+    made.close()
+
+
+def test_the_surface() -> None:
+    """Three names, no more: everything else is reached through them."""
+    assert kdclient.__all__ == ["Phase", "Run", "connect"]
+    assert all(hasattr(kdclient, name) for name in kdclient.__all__)
+
+
+def test_the_import_is_light() -> None:
+    """Importing the client loads neither grpc nor protobuf nor torch, and takes under 50 ms."""
+    script = (
+        "import sys, time; begin = time.perf_counter(); import kdclient; print(time.perf_counter() - begin);"
+        "print([name for name in sys.modules if name.split('.')[0] in ('grpc', 'google', 'torch', 'wattd')])"
+    )
+    seconds = []
+    for _ in range(5):
+        output = subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        assert output[1] == "[]"
+        seconds.append(float(output[0]))
+    assert min(seconds) <= 0.05
+
+
+def test_connect_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Getting ready neither waits nor starts a thread nor fails, whatever it is given."""
+    before = threading.active_count()
+    kdclient.connect("/no/such/socket", "/no/such/token", "/proc/no/such/spool")
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("environment", "sockets", "spool"),
+    [
+        ({"WATTD_SOCKET": "/a", "WATTD_SPOOL": "/b"}, ["/a"], "/b"),
+        (
+            {"XDG_RUNTIME_DIR": "/r", "XDG_STATE_HOME": "/s"},
+            ["/r/wattd.sock", "/run/wattd/wattd.sock"],
+            "/s/wattd/spool",
+        ),
+        ({"HOME": "/h"}, ["/run/wattd/wattd.sock"], "/h/.local/state/wattd/spool"),
+    ],
+)
+def test_where_things_are(
+    environment: dict[str, str], sockets: list[str], spool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment says where daemon and spool are, else an ordinary user's places, then the node's."""
+    for name in ("WATTD_SOCKET", "WATTD_SPOOL", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    client = kdclient.connect()
+    assert client.sockets == sockets
+    assert client.spool == spool
+
+
+@given(st.text(max_size=80))
+def test_any_name_becomes_one_that_is_taken(name: str) -> None:
+    """Whatever a phase is called, what is sent has the allowed letters and length; a good name stays."""
+    client = kdclient.connect("/no/such/socket")
+    client.warn = lambda message: None  # type: ignore[method-assign]
+    sent = client.check(name)
+    assert 1 <= len(sent) <= 64
+    assert all(letter.isascii() and (letter.isalnum() or letter in "_.:-") for letter in sent)
+    assert client.check(sent) == sent
+
+
+def test_a_wrong_name_is_said_once(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line a name, however often it is used."""
+    for _ in range(3):
+        assert client.check("teacher forward") == "teacher_forward"
+    said = capfd.readouterr().err
+    assert said == (
+        "wattd: name 'teacher forward' is marked as teacher_forward: "
+        "1 to 64 of A-Z a-z 0-9 _ . : - are allowed\n"
+    )
+
+
+def test_an_end_without_a_begin(
+    recorder: Recorder, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is counted, said once, and changes nothing; so does a begin after a begin."""
+    with client.run("r") as run:
+        run.phase("a").end()
+        run.phase("a").end()
+        phase = run.phase("b").begin()
+        phase.begin()
+        phase.end()
+        phase.end()
+    assert client.strays == 4
+    assert [mark.name for mark in recorder.phases()] == ["b"]
+    assert len(capfd.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("tokens", ["many", -1, 1 << 60, float("inf"), object()])
+def test_tokens_that_are_none(
+    tokens: Any, recorder: Recorder, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is no number of tokens is left out and said; the phase counts."""
+    with client.run("r") as run, run.phase("p", tokens=tokens):
+        pass
+    (mark,) = recorder.phases()
+    assert not mark.HasField("tokens")
+    assert [mark.kind for mark in recorder.runs()] == [1, 2]
+    assert "no number of tokens" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("seed", ["zero", 0.5, 1 << 64])
+def test_a_seed_that_is_none(
+    seed: Any, recorder: Recorder, client: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is no seed is left out and said; the run counts."""
+    with client.run("r", seed=seed):
+        pass
+    assert not recorder.runs(1)[0].HasField("seed")
+    assert "seed=" in capfd.readouterr().err
+
+
+def test_sync_waits_for_the_gpu(recorder: Recorder, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sync both edges wait for the GPU, where the program has started CUDA, and the run says so."""
+    waits = list[int]()
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        synchronize=lambda: waits.append(1),
+        device_count=lambda: 1,
+        memory_reserved=lambda number: 1,
+        get_device_properties=lambda number: types.SimpleNamespace(uuid="u"),
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    with client.run("r", sync=True) as run, run.phase("p"):
+        assert len(waits) == 1
+    assert len(waits) == 2
+    begin = recorder.runs(1)[0]
+    assert begin.synchronised
+    assert (list(begin.gpu_uuids), begin.gpu_source) == (["GPU-u"], "torch")
+
+
+def test_gpus_that_become_known_later(
+    recorder: Recorder, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun before CUDA tells its GPUs once they are known."""
+    reserved = [0]
+    cuda = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        memory_reserved=lambda number: reserved[0],
+        get_device_properties=lambda number: types.SimpleNamespace(uuid="u"),
+    )
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(cuda=cuda))
+    with client.run("r") as run:
+        client.flush(5.0)
+        reserved[0] = 1
+        (update,) = wait_until(lambda: recorder.runs(3))
+    assert recorder.runs(1)[0].gpu_source == "unknown"
+    assert (update.run_id, list(update.gpu_uuids), update.gpu_source) == (run.run_id, ["GPU-u"], "torch")
+
+
+def test_a_full_queue_is_counted(
+    recorder: Recorder, client: Client, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Marks that find neither queue nor memory are dropped, counted to the daemon, and said once."""
+    monkeypatch.setattr("kdclient.encoding._MOST_QUEUED", 1_000)
+    with client.run("r") as run:
+        for _ in range(100_000):
+            with run.phase("p"):
+                pass
+    assert client.flush(20.0)
+    assert recorder.dropped > 0
+    assert len(recorder.phases()) + recorder.dropped == 100_000
+    assert capfd.readouterr().err.count("dropped") == 1
+
+
+def test_a_client_is_not_kept_alive(tmp_path: Path) -> None:
+    """A closed client can go."""
+    client = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
+    with client.run("r"):
+        pass
+    client.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "wattd-sender"]
+    gc.collect()
+
+
+def _work(run: kdclient.Run, number: int) -> None:
+    with run.phase("worker", tokens=number):
+        time.sleep(0.01)
+
+
+def test_a_forked_child_marks_for_itself(recorder: Recorder, client: Client) -> None:
+    """A child of os.fork has an identity, a queue and a sender of its own, within the parent's run."""
+    with client.run("r") as run:
+        with run.phase("parent"):
+            client.flush(5.0)
+            child = os.fork()
+            if child == 0:
+                _work(run, 1)
+                os._exit(0 if client.flush(5.0) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        _work(run, 2)
+    own = {mark.tokens: client_id for client_id, mark in recorder.marks if mark in recorder.phases("worker")}
+    assert own[2] == client.client_id != own[1]
+    assert {mark.run_id for mark in recorder.phases()} == {run.run_id}
+    joined = [mark for client_id, mark in recorder.marks if client_id == own[1] and mark in recorder.runs()]
+    assert [(mark.kind, mark.run_id) for mark in joined] == [(4, run.run_id)]
+    assert len(recorder.phases("parent")) == len(recorder.runs(2)) == 1
+
+
+def test_a_child_that_leaves_the_run_does_not_end_it(recorder: Recorder, client: Client) -> None:
+    """The run is its parent's: a child that runs out of the with statement ends nothing."""
+    with client.run("r") as run:
+        client.flush(5.0)
+        child = os.fork()
+        if child == 0:
+            run.__exit__(None, None, None)
+            client.flush(2.0)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert not recorder.runs(2)
+    assert len(recorder.runs(2)) == 1
+
+
+def test_workers_of_multiprocessing(recorder: Recorder, client: Client) -> None:
+    """What forked workers marked arrives although they end without atexit."""
+    context = multiprocessing.get_context("fork")
+    with client.run("r") as run:
+        client.flush(5.0)
+        workers = [context.Process(target=_work, args=(run, number)) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(20)
+            assert worker.exitcode == 0
+    assert sorted(mark.tokens for mark in recorder.phases("worker")) == [0, 1, 2, 3]
+    assert len({client_id for client_id, _ in recorder.marks}) == 5
+
+
+_SPAWN = """
+import multiprocessing, sys, kdclient
+def work(number):
+    with kdclient.connect().run(f"child{number}") as run, run.phase("worker", tokens=number):
+        pass
+if __name__ == "__main__":
+    with kdclient.connect().run("r"):
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            pool.map(work, range(3))
+"""
+
+
+def test_spawned_workers(recorder: Recorder, tmp_path: Path) -> None:
+    """Processes started anew connect by themselves."""
+    script = tmp_path / "train.py"
+    script.write_text(_SPAWN)
+    environment = {**os.environ, "WATTD_SOCKET": str(recorder.socket), "WATTD_SPOOL": str(tmp_path / "spool")}
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+    assert sorted(mark.tokens for mark in recorder.phases("worker")) == [0, 1, 2]
+
+
+_THREADS = 8
+
+
+def test_threads_mark_at_once(recorder: Recorder, client: Client) -> None:
+    """Phases of many threads all arrive, each under its thread's number."""
+    with client.run("r") as run:
+        gate = threading.Barrier(_THREADS)
+
+        def mark(number: int) -> None:
+            gate.wait()
+            for _ in range(500):
+                with run.phase("p", tokens=number):
+                    pass
+
+        threads = [threading.Thread(target=mark, args=(number,)) for number in range(_THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    pairs = [(mark.tokens, mark.thread) for mark in recorder.phases("p")]
+    assert len(pairs) == 500 * _THREADS
+    assert len(set(pairs)) == _THREADS
+    assert len({thread for _, thread in pairs}) == _THREADS
