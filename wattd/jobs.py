@@ -77,11 +77,11 @@ class Run:
 
 @dataclass(slots=True)
 class PhaseTotal:
-    """Exact sums of a phase name over a job."""
+    """Exact sums of a phase name over a job; `tokens` is None until some instance told them."""
 
     instances: int = 0
     nanoseconds: int = 0
-    tokens: int = 0
+    tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -275,7 +275,8 @@ class State:
         if job is None:
             return
         total = job.phases.get(line["phase"]) or job.total(line["phase"])
-        total.tokens += line.get("tokens", 0)
+        if "tokens" in line:
+            total.tokens = (total.tokens or 0) + line["tokens"]
         if number in client.closed:
             return  # its time was counted when the daemon closed it
         total.instances += 1

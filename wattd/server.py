@@ -105,7 +105,6 @@ class _Server:
         self._metrics = MetricsServer()
         self._announced = False
         self._second_nano = 0
-        self._next_poll: asyncio.TimerHandle
 
     def _devices(self) -> list[dict[str, Any]]:
         return self._recorder.devices()
@@ -151,20 +150,28 @@ class _Server:
             _say(ready_fd, {**answer, "archive": str(self._config.archive)})
             asyncio.get_running_loop().add_reader(lifeline_fd, _watch, lifeline_fd, ended)
             _tame_collector()
-            self._keep_polling()
-            await ended.wait()
-            self._next_poll.cancel()
+            await self._work_until(ended)
             asyncio.get_running_loop().remove_reader(lifeline_fd)
             self._marks.stop()
             await self._metrics.stop()
             await server.stop(_GRACE_SECONDS)
         return await self._finish()
 
-    def _keep_polling(self) -> None:
-        """Poll the ring now and then again: often only while somebody watches."""
-        pause = _WATCHED_POLL_SECONDS if self._telemetry.is_watched else _POLL_SECONDS
-        self._next_poll = asyncio.get_running_loop().call_later(pause, self._keep_polling)
-        self._poll()
+    async def _work_until(self, ended: asyncio.Event) -> None:
+        """Poll the ring and let the archive write; a fault in either ends the server, to be started anew."""
+        polling = asyncio.create_task(self._keep_polling())
+        ending = asyncio.create_task(ended.wait())
+        parts = {polling, ending, *self._archive.tasks()}
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        polling.cancel()
+        for part in done - {ending}:
+            part.result()
+
+    async def _keep_polling(self) -> None:
+        """Poll the ring now and then: often only while somebody watches."""
+        while True:
+            self._poll()
+            await asyncio.sleep(_WATCHED_POLL_SECONDS if self._telemetry.is_watched else _POLL_SECONDS)
 
     async def _finish(self) -> int:
         """Write what the sampler left behind, and close the archive."""

@@ -63,6 +63,8 @@ def test_phases_carry_tokens_only_if_told(intake: Intake) -> None:
     assert taken.lines[3]["failed"]
     total = intake.state.jobs["local-run"].phases["forward"]
     assert (total.instances, total.nanoseconds, total.tokens) == (3, 3000, 0)
+    _take(intake, marker, marker.phase("silent"))
+    assert intake.state.jobs["local-run"].phases["silent"].tokens is None
 
 
 def test_a_mark_that_is_sent_twice_is_taken_once(intake: Intake) -> None:

@@ -88,7 +88,7 @@ def test_the_totals_of_phases_are_exact(steps: list[tuple[str, str, str]]) -> No
     phases = [line for line in lines if line["type"] == "phase"]
     tokens = sum(line.get("tokens", 0) for line in phases)
     totals = [total for job in intake.state.jobs.values() for total in job.phases.values()]
-    assert sum(total.tokens for total in totals) == tokens
+    assert sum(total.tokens or 0 for total in totals) == tokens
     assert sum(total.instances for total in totals) <= len(phases)
 
 

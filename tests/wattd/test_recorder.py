@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.daemon import lines
-from wattd.archive import Archive
+from wattd.archive import Archive, LastSamples
 from wattd.config import Config
 from wattd.jobs import recover
 from wattd.node import Node
@@ -203,3 +203,42 @@ def test_events_of_the_sampler_are_written_once(tmp_path: Path) -> None:
     ring.write(encode_message(gap))
     first = _serve(tmp_path, ring)
     assert first.events == [gap]
+
+
+def test_samples_that_memory_cannot_hold_are_a_gap(tmp_path: Path) -> None:
+    """While the disk refuses, what comes after the bound is dropped, counted, and said afterwards."""
+    events: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        full = _Full()
+        recorder = Recorder(Node(), full, LastSamples(), events.append)  # type: ignore[arg-type]
+        feed = ring.reader(from_start=True)
+        for number, is_full in enumerate([False, True, True, False, False]):
+            full.is_full = is_full
+            if not number:
+                ring.write(_devices(_device(0, "GPU-a")))
+            ring.write(_tick(_T + number, {0: number}))
+            recorder.feed(feed.read(), feed.lost)
+
+    ring = Ring.create(1 << 16)
+    asyncio.run(scenario())
+    assert events == [
+        {
+            "type": "gap",
+            "begin_monotonic_nano": _T,
+            "end_monotonic_nano": _T + 3,
+            "reason": "lost_samples",
+        }
+    ]
+
+
+class _Full:
+    """A log that is full when the test says so."""
+
+    is_full = False
+
+    def append(self, _bodies: list[bytes]) -> bool:
+        return not self.is_full
+
+    def rotate(self) -> None:
+        """Nothing to part."""

@@ -73,7 +73,7 @@ def _marks(daemon: Daemon) -> Counter[tuple[str, int]]:
 
 
 def test_a_killed_server_loses_and_doubles_no_acknowledged_mark(daemon: Daemon) -> None:
-    """SIGKILL between batches: what was answered is there, what is sent again is there once, runs stay open."""
+    """SIGKILL between batches: what was answered is there, and once; runs stay open."""
     marker = Marker(boot_id=_BOOT)
     now = time.monotonic_ns()
     requests = [marker.request(marker.begin_run(nano=now), marker.open_phase("eval", begin=now))]

@@ -1,5 +1,6 @@
 """The archive of a node: two logs, what lies there already, and the lock that keeps a second daemon out."""
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -155,6 +156,10 @@ class Archive:
         self.samples.start()
         for kind, log in (("samples", self.samples), ("events", self.events)):
             log.adopt(self._waiting[kind])
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What writes; one that ends by itself has met a fault of the program."""
+        return [log.task for log in (self.samples, self.events) if log.task is not None]
 
     @property
     def fault(self) -> str:

@@ -49,6 +49,7 @@ class Log:
         fault: Why lines cannot be written just now; empty while they can.
         dropped_lines: Lines that were given up because the disk refused for too long.
         pending_bytes: Bytes that wait in memory.
+        task: What writes; None before the start.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Log:
         self._batch: list[bytes] = []
         self._room: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._finished: list[Path] = []
         self._closing = False
         self.fault = ""
@@ -121,7 +122,7 @@ class Log:
 
     def start(self) -> None:
         """Begin the writing; the first `rotate` makes the first segment."""
-        self._task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self._run())
 
     def append(self, bodies: Sequence[bytes]) -> bool:
         """Add lines; false, and counted, when too much waits already."""
@@ -166,8 +167,8 @@ class Log:
         """
         self._closing = True
         self._wake.set()
-        if self._task is not None:
-            await self._task
+        if self.task is not None:
+            await self.task
         loop = asyncio.get_running_loop()
         lost = await loop.run_in_executor(self._writer, self._end)
         await loop.run_in_executor(self._compressor, self._compress_finished)

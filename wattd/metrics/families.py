@@ -212,9 +212,9 @@ def _jobs(sources: Sources) -> Iterator[Family]:
     yield Family(
         "wattd_phase_tokens_total",
         "counter",
-        "Tokens that the phase said it processed, over all ranks.",
+        "Tokens that the phase said it processed, over all ranks. Absent where it said nothing.",
         "tokens",
-        [("", labels, total.tokens) for labels, total in totals],
+        [("", labels, total.tokens) for labels, total in totals if total.tokens is not None],
     )
     yield Family(
         "wattd_phase_seconds_total",
