@@ -129,14 +129,17 @@ class Sender:
         """Find a daemon that listens, or try again soon."""
         from kdclient.link import Link, listens  # noqa: PLC0415 - grpc is not the training's to wait for
 
+        self._wait_for_daemon(now)
         for path in self._client.sockets:
             if listens(path):
                 self._socket = path
-                self._link = Link(path, self._client.token_file, self._event.set)
+                try:
+                    self._link = Link(path, self._client.token_file, self._event.set)
+                except RuntimeError:  # no thread can be started any more: the interpreter is going
+                    return
                 self._link.send(self._encoder.heartbeat())  # shows that we live, and what is known of us
                 self._sent_at = now
                 return
-        self._wait_for_daemon(now)
         self._say_down()
 
     def _wait_for_daemon(self, now: float) -> None:

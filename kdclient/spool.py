@@ -86,9 +86,16 @@ class Spool:
         if self._file >= 0:
             return
         os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120 - pathlib is slow to import
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(self.path, flags, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        # It gets its name once it is locked: nobody may take it for one whose owner is gone.
+        fresh = f"{self.path}.new"
+        file = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.rename(fresh, self.path)  # noqa: PTH104 - pathlib is slow to import
+        except OSError:
+            os.close(file)
+            raise
+        self._file = file
 
     def body(self, offset: int) -> bytes:
         """The body of the record at an offset.

@@ -251,6 +251,26 @@ def test_a_spool_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFix
         client.close()
 
 
+def test_when_disk_and_memory_are_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a daemon and without room phases are dropped; how many, the daemon hears; runs are kept."""
+    monkeypatch.setattr("kdclient.spool._MOST_BYTES", 100_000)
+    monkeypatch.setattr("kdclient.outbox._MOST_BYTES", 100_000)
+    client = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
+    with client.run("r") as run:
+        for begin in range(0, 20_000, 1_000):
+            _mark(run, range(begin, begin + 1_000))
+            client.flush(0.1)
+    assert "the spool is full" in capfd.readouterr().err
+    with Recorder(tmp_path / "s") as recorder:
+        wait_until(lambda: recorder.runs(2), seconds=5)
+        client.close()
+        assert recorder.dropped > 0
+        assert len(recorder.phases("p")) + recorder.dropped == 20_000
+        assert _numbers(recorder) == list(range(len(_numbers(recorder))))
+
+
 _FAULT = st.sampled_from(["break before", "break after", "stop", "start", "flush", "mark"])
 
 
