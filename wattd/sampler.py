@@ -17,7 +17,7 @@ from wattd.config import Config
 from wattd.control import Control
 from wattd.counter import Tracker
 from wattd.ring import Ring, encode_message, encode_tick
-from wattd.scheduling import be_punctual
+from wattd.scheduling import HELPER_PRIORITY, be_punctual
 from wattd.sensors import SENSORS, Channel, ReadingError, Sensor, SensorUnavailableError
 from wattd.values import NANOSECONDS_PER_SECOND, Domain, UserError
 
@@ -303,6 +303,7 @@ class Sampler:
 
     def _keep_state(self) -> None:
         """Once a second: device state, health, and now and then the table of devices."""
+        be_punctual(HELPER_PRIORITY)
         psutil.cpu_percent()  # the first call has nothing to compare with
         rounds = 0
         while not self._stop.wait(1.0):

@@ -9,15 +9,22 @@ _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_POSSIBLE_CAPABILITY = 63
-_FIFO_PRIORITY = 10
+CLOCK_PRIORITY, HELPER_PRIORITY = 10, 9
+"""Real-time priorities: of the thread that holds the clock, and of those that share its interpreter.
+
+A helper that is preempted while it holds the interpreter would keep the clock waiting, whatever the
+clock's own priority: so the helpers are real-time too, for the millisecond a second they need."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def be_punctual() -> str:
+def be_punctual(priority: int = CLOCK_PRIORITY) -> str:
     """Ask for real-time scheduling of the calling thread, else for a better nice value.
 
     Children are not real-time: SCHED_RESET_ON_FORK.
+
+    Args:
+        priority: Real-time priority, CLOCK_PRIORITY or HELPER_PRIORITY.
 
     Returns:
         What was granted: `SCHED_FIFO`, `nice` or `default`.
@@ -25,7 +32,7 @@ def be_punctual() -> str:
     _libc.prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
     try:
         policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(_FIFO_PRIORITY))
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
     except OSError:
         pass  # CAP_SYS_NICE is missing
     else:

@@ -20,6 +20,7 @@ from wattd.config import Config
 from wattd.control import Control
 from wattd.ring import Ring
 from wattd.sampler import Sampler, Sensors, make_control, ring_bytes
+from wattd.scheduling import HELPER_PRIORITY, be_punctual
 from wattd.values import UserError
 
 _READY_SECONDS = 60.0
@@ -124,6 +125,7 @@ def serve(config: Config) -> int:
         sampler = Sampler(config, sensors, ring)
         server = Server(config, ring, control)
         server.start()
+        be_punctual(HELPER_PRIORITY)
         gc.freeze()
         sampler.start()
         try:
