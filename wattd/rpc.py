@@ -22,6 +22,8 @@ LOST_CLIENT_SECONDS = 30.0
 """How long a client may be without a stream before what it left open is closed."""
 
 MESSAGE_BYTES = 4 << 20
+_DELIVERY_NANO = 60_000_000_000
+_OLD_NANO = 10_000_000_000
 _MOST_CALLS = 2048
 _MOST_SOCKET_PATH = 107
 
@@ -82,7 +84,7 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         context: "grpc.aio.ServicerContext[Any, Any]",
     ) -> AsyncIterator[marks_pb2.SendMarksResponse]:
         """See marks.proto."""
-        client_id = ""
+        client_id, started_nano = "", self._clock()
         try:
             async for request in requests:
                 try:
@@ -98,7 +100,7 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
                 yield await self._take(request)
         finally:
             if client_id:
-                self._leave(client_id)
+                self._leave(client_id, started_nano)
 
     async def _take(self, request: marks_pb2.SendMarksRequest) -> marks_pb2.SendMarksResponse:
         """Take a request and wait until it is on disk."""
@@ -140,7 +142,7 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         if timer is not None:
             timer.cancel()
 
-    def _leave(self, client_id: str) -> None:
+    def _leave(self, client_id: str, started_nano: int) -> None:
         self._streams[client_id] -= 1
         if self._streams[client_id]:
             return
@@ -148,9 +150,19 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         self._intake.connected(client_id, here=False)
         if not self._stopping:
             loop = asyncio.get_running_loop()
+            last_nano = self._last_sign(client_id, started_nano)
             self._timers[client_id] = loop.call_later(
-                self._lost_client_seconds, self._close_lost, client_id, self._clock()
+                self._lost_client_seconds, self._close_lost, client_id, last_nano
             )
+
+    def _last_sign(self, client_id: str, started_nano: int) -> int:
+        """When the client was last alive: when its stream ended, unless others only delivered its spool.
+
+        A spool is delivered after its client has gone: a short stream whose marks are all old.
+        """
+        ended_nano, marked_nano = self._clock(), self._intake.state.client(client_id).nano
+        is_short = ended_nano - started_nano < _DELIVERY_NANO
+        return marked_nano if is_short and marked_nano < started_nano - _OLD_NANO else ended_nano
 
     def _close_lost(self, client_id: str, ended_nano: int) -> None:
         del self._timers[client_id]

@@ -122,7 +122,8 @@ def test_a_client_that_goes_away_is_closed_after_its_grace(tmp_path: Path) -> No
 
     async def scenario(world: _World) -> None:
         marker = Marker()
-        await world.send(marker.request(marker.begin_run(), marker.open_phase("eval")))
+        fresh = _NOW - 1000
+        await world.send(marker.request(marker.begin_run(), marker.open_phase("eval", begin=fresh)))
         await asyncio.sleep(0.1)
         await world.send(marker.request())
         await asyncio.sleep(0.15)
@@ -133,6 +134,23 @@ def test_a_client_that_goes_away_is_closed_after_its_grace(tmp_path: Path) -> No
             ("run_end", "lost_client"),
         ]
         assert world.disk.lines[2]["end_monotonic_nano"] == _NOW
+
+    _run(tmp_path, scenario)
+
+
+def test_a_delivered_spool_closes_what_is_open_with_its_last_mark(
+    tmp_path: Path,
+) -> None:
+    """The stream is that of whoever delivers, hours later perhaps, and says nothing about the client's end."""
+
+    async def scenario(world: _World) -> None:
+        marker = Marker()
+        last = _NOW - 60_000_000_000
+        begin = marker.begin_run(nano=last - 5)
+        await world.send(marker.request(begin, marker.open_phase("eval", begin=last)))
+        await asyncio.sleep(0.4)
+        closed = [line for line in world.disk.lines if "closed_by" in line]
+        assert closed[0]["end_monotonic_nano"] == closed[1]["monotonic_nano"] == last
 
     _run(tmp_path, scenario)
 
