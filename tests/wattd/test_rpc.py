@@ -141,7 +141,7 @@ def test_a_client_that_goes_away_is_closed_after_its_grace(tmp_path: Path) -> No
 def test_a_delivered_spool_closes_what_is_open_with_its_last_mark(
     tmp_path: Path,
 ) -> None:
-    """The stream is that of whoever delivers, hours later perhaps, and says nothing about the client's end."""
+    """The stream is that of whoever delivers it, and says nothing about the end of the client."""
 
     async def scenario(world: _World) -> None:
         marker = Marker()
