@@ -72,7 +72,7 @@ heads as (
         max(tokens_phase) as tokens_phase,
         max(restarts) as restarts,
         max(duration_seconds) as duration_seconds
-    from runs
+    from run_spans
     group by run_id
 ),
 

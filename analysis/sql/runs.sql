@@ -1,88 +1,19 @@
 -- grain: one row per (run_id, node, boot_id)
--- A run on a node, from its first rank's begin to its last rank's end. Open where a rank has not ended: then it lasts
--- until the archive ends.
-with begins as (
-    select
-        run_id,
-        node,
-        boot_id,
-        max(run) as run, -- noqa: RF04
-        max(job_id) as job,
-        max(method) as method, -- noqa: RF04
-        max(seed) as seed,
-        max(tokens_phase) as tokens_phase,
-        max(world_size) as world_size,
-        count(distinct rank) as rank_count,
-        coalesce(max(restarts), 0) as restarts,
-        max(case when synchronised then 1 else 0 end) = 1 as synchronised,
-        min(monotonic_nano) as begin_monotonic_nano,
-        count(distinct client) as client_count
-    from staged_events
-    where type = 'run_begin' and monotonic_nano is not null
-    group by run_id, node, boot_id
-),
-
-ends as (
-    select
-        run_id,
-        node,
-        boot_id,
-        max(monotonic_nano) as end_monotonic_nano,
-        max(closed_by) as closed_by,
-        count(distinct client) as client_count
-    from staged_events
-    where type = 'run_end' and monotonic_nano is not null
-    group by run_id, node, boot_id
-),
-
-spans as (
-    select
-        begins.run_id,
-        begins.node,
-        begins.boot_id,
-        begins.run,
-        begins.job,
-        begins.method,
-        begins.seed,
-        begins.tokens_phase,
-        begins.world_size,
-        begins.rank_count,
-        begins.restarts,
-        begins.synchronised,
-        begins.begin_monotonic_nano,
-        ends.closed_by,
-        coalesce(ends.client_count, 0) < begins.client_count as open,
-        case
-            when coalesce(ends.client_count, 0) < begins.client_count
-                then coalesce(staged_ends.monotonic_nano, ends.end_monotonic_nano, begins.begin_monotonic_nano)
-            else ends.end_monotonic_nano
-        end as end_monotonic_nano
-    from begins
-    left join ends
-        on
-            begins.run_id = ends.run_id
-            and begins.node = ends.node
-            and begins.boot_id = ends.boot_id
-    left join staged_ends
-        on
-            begins.node = staged_ends.node
-            and begins.boot_id = staged_ends.boot_id
-),
-
-moments as (
+-- A run on a node (see run_spans), with the wall times of its begin and end.
+with moments as (
     select
         node,
         boot_id,
         begin_monotonic_nano as monotonic_nano,
         cast(null as bigint) as offset_nano
-    from spans
+    from run_spans
     union all
     select
         node,
         boot_id,
         end_monotonic_nano as monotonic_nano,
         cast(null as bigint) as offset_nano
-    from spans
+    from run_spans
     union all
     select
         node,
@@ -124,36 +55,36 @@ walls as (
 
 answers as (
     select
-        spans.run_id,
-        spans.run,
-        spans.job,
-        spans.node,
-        spans.boot_id,
-        spans.method,
-        spans.seed,
-        spans.tokens_phase,
-        spans.world_size,
-        spans.rank_count,
-        spans.restarts,
-        spans.synchronised,
-        spans.begin_monotonic_nano,
-        spans.end_monotonic_nano,
+        run_spans.run_id,
+        run_spans.run,
+        run_spans.job,
+        run_spans.node,
+        run_spans.boot_id,
+        run_spans.method,
+        run_spans.seed,
+        run_spans.tokens_phase,
+        run_spans.world_size,
+        run_spans.rank_count,
+        run_spans.restarts,
+        run_spans.synchronised,
+        run_spans.begin_monotonic_nano,
+        run_spans.end_monotonic_nano,
         begun.time_unix_nano as begin_time_unix_nano,
         ended.time_unix_nano as end_time_unix_nano,
-        spans.open,
-        spans.closed_by,
-        (spans.end_monotonic_nano - spans.begin_monotonic_nano) / 1e9 as duration_seconds
-    from spans
+        run_spans.open,
+        run_spans.closed_by,
+        run_spans.duration_seconds
+    from run_spans
     left join walls as begun
         on
-            spans.node = begun.node
-            and spans.boot_id = begun.boot_id
-            and spans.begin_monotonic_nano = begun.monotonic_nano
+            run_spans.node = begun.node
+            and run_spans.boot_id = begun.boot_id
+            and run_spans.begin_monotonic_nano = begun.monotonic_nano
     left join walls as ended
         on
-            spans.node = ended.node
-            and spans.boot_id = ended.boot_id
-            and spans.end_monotonic_nano = ended.monotonic_nano
+            run_spans.node = ended.node
+            and run_spans.boot_id = ended.boot_id
+            and run_spans.end_monotonic_nano = ended.monotonic_nano
 )
 
 select

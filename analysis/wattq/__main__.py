@@ -28,8 +28,8 @@ _SQL = """examples:
   wattq sql build/demo/archive "select phase, sum(energy_joules) from phase_energy group by phase"
   wattq sql "select * from gaps"        (archive of the daemon on this machine)
 
-views: devices samples jobs runs phases phase_energy phase_energy_overlap run_energy gaps clock sensors
-device_state evaluations ept"""
+views: devices samples jobs runs phases phase_energy phase_energy_overlap run_energy run_spans gaps
+clock sensors device_state evaluations ept"""
 _REPORT = """examples:
   wattq report build/demo/archive --output report.html
   wattq report --run qwen-response-0 --output - > report.html"""
@@ -105,7 +105,8 @@ def _warn(archive: Archive) -> None:
 def _nothing(archive: Archive, chosen: Chosen) -> UserError:
     if chosen != Chosen():
         known = [
-            str(row[0]) for row in archive.query("select distinct run from runs order by run limit 8").rows
+            str(row[0])
+            for row in archive.query("select distinct run from run_spans order by run limit 8").rows
         ]
         return UserError(f"no such run in {archive.path}; it has {', '.join(known) or 'no runs at all'}")
     return UserError(
@@ -134,7 +135,7 @@ def _phases(args: argparse.Namespace) -> None:
 
 
 def _no_rows(archive: Archive, chosen: Chosen) -> UserError:
-    if archive.query(f"select 1 from runs where {chosen.condition()} limit 1").rows:  # noqa: S608 quoted by Chosen
+    if archive.query(f"select 1 from run_spans where {chosen.condition()} limit 1").rows:  # noqa: S608 quoted by Chosen
         return UserError(
             f"{archive.path} has runs but no device that measured them: `wattd probe` says what there is"
         )

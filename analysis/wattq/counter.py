@@ -83,20 +83,31 @@ class Counter:
     low_watts: float = float("nan")
     high_watts: float = float("nan")
 
-    def at(self, time: Ints, shift: int = 0) -> Floats:
-        """Returns the counter at times, straight between edges and flat beyond them, joules.
-
-        Args:
-            time: Monotonic nanoseconds.
-            shift: How much later than the truth the counter is taken to be, nanoseconds.
-        """
+    def at(self, time: Ints) -> Floats:
+        """Returns what was counted since the first edge: straight between edges, flat beyond, joules."""
         if not len(self.edge):
             return np.zeros(len(time), dtype=np.float64)
-        origin = int(self.edge[0])
+        before = np.clip(np.searchsorted(self.edge, time, side="right") - 1, 0, max(len(self.edge) - 2, 0))
+        after = np.minimum(before + 1, len(self.edge) - 1)
         # Differences first: nanoseconds since boot do not fit a float for ever.
-        seconds = (time - origin + shift).astype(np.float64)
-        energy = self.energy - self.energy[0]
-        return np.asarray(np.interp(seconds, (self.edge - origin).astype(np.float64), energy))
+        span = np.maximum(self.edge[after] - self.edge[before], 1)
+        part = np.clip((time - self.edge[before]) / span, 0.0, 1.0)
+        energy = self.energy[before] + (self.energy[after] - self.energy[before]) * part
+        return np.asarray(energy - self.energy[0])
+
+    def rise(self, start: Ints, stop: Ints) -> Floats:
+        """Returns how much the counter rose from each start to its stop, joules."""
+        moments = self.at(np.append(start, stop[-1:]))
+        # Where a stretch ends as the next begins, which is nearly everywhere, one look-up serves both.
+        touch = np.append(start[1:] == stop[:-1], True)
+        ends = moments[1:].copy()
+        ends[~touch] = self.at(stop[~touch])
+        return np.asarray(ends - moments[:-1])
+
+    def power(self, interval: Ints) -> Floats:
+        """Returns the mean power from edge `interval` to the next, watts."""
+        span = (self.edge[interval + 1] - self.edge[interval]) / NANO
+        return np.asarray((self.energy[interval + 1] - self.energy[interval]) / span)
 
     def between(self, begin: int, end: int) -> "Counter":
         """Returns the edges that tell of a stretch of time: those inside and one on either side."""

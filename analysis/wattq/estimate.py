@@ -96,7 +96,7 @@ def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Node
 
     Args:
         connection: DuckDB with the views.
-        run: A row of the view `runs`.
+        run: A row of the view `run_spans`.
     """
     where = " and ".join(f"{key} = {quoted(run[key])}" for key in ("run_id", "node", "boot_id"))
     columns = _columns(
@@ -188,7 +188,7 @@ def _book(account: Account, cuts: Cuts, ranks: frozenset[int], counter: Counter,
         account.counts[phase] = account.counts.get(phase, 0) + count
     for phase, amount in tokens.items():
         account.tokens[phase] = account.tokens.get(phase, 0) + amount
-    joules = np.bincount(name, weights=counter.at(stop) - counter.at(start), minlength=len(phases.names))
+    joules = np.bincount(name, weights=counter.rise(start, stop), minlength=len(phases.names))
     for place in np.unique(name).tolist():
         phase = phases.names[place]
         account.inclusive[phase] = account.inclusive.get(phase, 0.0) + float(joules[place])
@@ -216,26 +216,26 @@ def counters(
         part for part in segments if part.kind == "samples" and (part.node, part.boot_id) == (node, boot_id)
     ]
     fetched = readings.fetch(connection, chosen)
-    ranges = readings.power_range(connection, node, boot_id)
     nothing = Readings(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     found = {}
     for device in readings.devices(connection, node, boot_id):
-        raw = fetched.readings.pop(device.device, nothing)
-        low, high = ranges.get(device.device, (float("nan"), float("nan")))
-        found[device.device] = (
-            device,
-            locate(replace(raw, low_watts=low, high_watts=high), device.update_nano),
-        )
+        name = device.device
+        # Popped, so that raw readings and edges are never there together for all devices.
+        raw = fetched.readings.pop(name, nothing)
+        low, high = fetched.power_watts.get(name, (float("nan"), float("nan")))
+        counter = locate(replace(raw, low_watts=low, high_watts=high), device.update_nano)
+        found[name] = (replace(device, power_limit_watts=fetched.power_limit_watts.get(name)), counter)
     return found, fetched.torn_lines
 
 
 def boots(
     connection: duckdb.DuckDBPyConnection, chosen: Chosen
 ) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
-    """Yields, boot by boot of a node, its runs as rows of the view `runs`."""
+    """Yields, boot by boot of a node, its runs as rows of the view `run_spans`."""
     query = connection.execute(
         f"""
-        select run_id, run, restarts, job, node, boot_id, begin_monotonic_nano, end_monotonic_nano from runs
+        select run_id, run, restarts, job, node, boot_id, begin_monotonic_nano, end_monotonic_nano
+        from run_spans
         where {chosen.condition()} order by node, boot_id, begin_monotonic_nano, run_id"""  # noqa: S608 quoted
     )
     names = [column[0] for column in query.description or []]

@@ -38,10 +38,9 @@ EVENT = """
 # Only what the estimator needs of a samples line; a key that is not asked for is not parsed.
 READING = """
     {type: 'VARCHAR', monotonic_nano: 'BIGINT', device: 'INTEGER[]', energy_joules: 'DOUBLE[]',
-     old_us: 'DOUBLE[]', read_us: 'DOUBLE[]'}
+     old_us: 'DOUBLE[]', read_us: 'DOUBLE[]', power_device: 'INTEGER[]', power_watts: 'DOUBLE[]',
+     gpus: 'STRUCT("number" INTEGER, power_limit_watts DOUBLE)[]'}
 """
-
-TYPE = "{type: 'VARCHAR'}"
 
 HEADER = """
     {type: 'VARCHAR', version: 'INTEGER', kind: 'VARCHAR', node: 'VARCHAR', boot_id: 'VARCHAR',

@@ -67,50 +67,80 @@ def delay_nano(device: Device, period: int) -> int:
     return _DELAY_GPU if device.domain in {"gpu", "module"} else _DELAY_CPU
 
 
-def _grid(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Ints]:
-    """Cuts pieces at the edges: begin, end, row and interval (0: before the first) of each slice."""
-    inside = counter.edge[(counter.edge > pieces.start[0]) & (counter.edge < pieces.stop[-1])]
-    bounds = merge(pieces.start, pieces.stop, inside)
+@dataclass(frozen=True)
+class _Exposure:
+    """What rows have of the intervals between edges that no row has alone; arrays with one entry a pair.
+
+    Attributes:
+        row: Number of the row.
+        own: Time of the row in the interval, seconds.
+        span: Length of the interval, seconds.
+        energy: What the counter rose in it, joules; `nan` before the first edge and after the last.
+    """
+
+    row: Ints
+    own: Floats
+    span: Floats
+    energy: Floats
+
+
+def _exposure(counter: Counter, pieces: Pieces) -> _Exposure:
+    """Finds the intervals that rows share: only those in which a piece begins or ends."""
+    edge, count, last = counter.edge, len(pieces.rows), len(counter.edge)
+    borders = merge(pieces.start, pieces.stop)
+    # Interval k lies between edge k - 1 and edge k.
+    shared = merge(np.searchsorted(edge, borders, side="right"))
+    bounds = merge(borders, edge[shared[shared > 0] - 1], edge[shared[shared < last]])
     left, right = bounds[:-1], bounds[1:]
+    interval = np.searchsorted(edge, left, side="right")
+    place = np.minimum(np.searchsorted(shared, interval), len(shared) - 1)
     piece = np.searchsorted(pieces.start, left, side="right") - 1
-    keep = right <= pieces.stop[piece]
-    left, right, piece = left[keep], right[keep], piece[keep]
-    return left, right, pieces.row[piece], np.searchsorted(counter.edge, left, side="right")
-
-
-def _exposure(counter: Counter, pieces: Pieces) -> tuple[Ints, Ints, Ints, Floats]:
-    """Returns interval, row and nanoseconds of each pair that meets, and the length of each interval."""
-    left, right, row, interval = _grid(counter, pieces)
-    count = len(pieces.rows)
-    key = interval * count + row
+    keep = (shared[place] == interval) & (piece >= 0) & (right <= pieces.stop[piece])
+    key = interval[keep] * count + pieces.row[piece[keep]]
     order = np.argsort(key, kind="stable")
-    key, time = key[order], (right - left)[order]
+    key, time = key[order], (right - left)[keep][order]
     first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
-    kinds, time = key[first], np.add.reduceat(time, first)
+    interval, time = key[first] // count, np.add.reduceat(time, first)
+    begin = (
+        np.where(interval > 0, edge[interval - 1], borders[0]) if last else np.full(len(first), borders[0])
+    )
+    ends = (
+        np.where(interval < last, edge[np.minimum(interval, last - 1)], borders[-1]) if last else borders[-1]
+    )
+    known = (interval > 0) & (interval < last)
+    energy = np.full(len(first), np.nan)
+    energy[known] = counter.energy[interval[known]] - counter.energy[interval[known] - 1]
+    return _Exposure(key[first] % count, time / NANO, (ends - begin) / NANO, energy)
+
+
+def _sharing(shared: _Exposure, bounds: tuple[float, float], rows: int) -> Floats:
+    """Bounds how far the truth of each row can be from its share by time, joules."""
+    low, high = bounds
+    own, energy = shared.own, shared.energy
+    rest = np.clip(shared.span - own, 0.0, None)
+    # Beyond the first and last edge nothing is known but that power is plausible.
+    known = ~np.isnan(energy)
+    share = np.where(known, energy * own / np.where(shared.span > 0, shared.span, 1.0), 0.0)
+    least = np.where(known, np.fmax(low * own, energy - high * rest), 0.0)
+    most = np.where(known, np.fmin(high * own, energy - low * rest), high * own)
+    partly = ~known | (rest > 0)
+    slack = np.where(partly, np.fmax(np.fmax(most - share, share - least), 0.0), 0.0)
+    return np.bincount(shared.row, weights=slack, minlength=rows).astype(np.float64)
+
+
+def _longest(counter: Counter, pieces: Pieces) -> Floats:
+    """Returns the longest interval between updates that touches each row, seconds."""
     begin, end = pieces.start[:1], pieces.stop[-1:]
     if len(counter.edge):
         begin, end = np.minimum(begin, counter.edge[0]), np.maximum(end, counter.edge[-1])
-    length = np.diff(np.concatenate([begin, counter.edge, end])).astype(np.float64)
-    return kinds // count, kinds % count, time, length
-
-
-def _sharing(
-    counter: Counter, exposure: tuple[Ints, Ints, Ints, Floats], bounds: tuple[float, float], rows: int
-) -> Floats:
-    """Bounds how far the truth of each row can be from its share by time, joules."""
-    interval, row, time, length = exposure
-    low, high = bounds
-    # Beyond the first and last edge nothing is known but that power is plausible.
-    energy = np.concatenate([[np.nan], np.diff(counter.energy), [np.nan]])[: len(length)]
-    span, delta, own = length[interval] / NANO, energy[interval], time / NANO
-    rest = np.clip(span - own, 0.0, None)
-    known = ~np.isnan(delta)
-    share = np.where(known, delta * own / np.where(span > 0, span, 1.0), 0.0)
-    least = np.where(known, np.fmax(low * own, delta - high * rest), 0.0)
-    most = np.where(known, np.fmin(high * own, delta - low * rest), high * own)
-    partly = ~known | (rest > 0)
-    slack = np.where(partly, np.fmax(np.fmax(most - share, share - least), 0.0), 0.0)
-    return np.bincount(row, weights=slack, minlength=rows).astype(np.float64)
+    # The entry at the end is for reduceat, which may not be asked beyond the last.
+    length = np.diff(np.concatenate([begin, counter.edge, end, end]))
+    first = np.searchsorted(counter.edge, pieces.start, side="right")
+    after = np.searchsorted(counter.edge, pieces.stop, side="left") + 1
+    longest = np.maximum.reduceat(length, np.column_stack([first, after]).ravel())[::2]
+    by_row = np.zeros(len(pieces.rows), dtype=np.int64)
+    np.maximum.at(by_row, pieces.row, longest)
+    return by_row / NANO
 
 
 def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
@@ -122,14 +152,15 @@ def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
     rows = len(pieces.rows)
     if len(counter.edge) < 2:
         return np.zeros(rows)
-    power = np.diff(counter.energy) / (np.diff(counter.edge) / NANO)
+    newest = len(counter.edge) - 2
     touch = pieces.start[1:] == pieces.stop[:-1]
 
     def errors(border: Ints) -> tuple[Floats, Floats]:
-        interval = np.clip(np.searchsorted(counter.edge, border, side="right") - 1, 0, len(power) - 1)
+        interval = np.clip(np.searchsorted(counter.edge, border, side="right") - 1, 0, newest)
         half = counter.bracket[interval] / NANO / 2
-        after, before = np.minimum(interval + 1, len(power) - 1), np.maximum(interval - 1, 0)
-        return np.abs(power[after] - power[before]) * half, (power[interval] * half) ** 2
+        after, before = np.minimum(interval + 1, newest), np.maximum(interval - 1, 0)
+        step = np.abs(counter.power(after) - counter.power(before))
+        return step * half, (counter.power(interval) * half) ** 2
 
     # Where the run begins and ends its total is uncertain too: that belongs to (outside), row 0.
     first, last = np.append(True, ~touch), np.append(~touch, True)
@@ -150,7 +181,7 @@ def _edge_error(counter: Counter, pieces: Pieces) -> Floats:
 
 
 def _energy(counter: Counter, pieces: Pieces, shift: int = 0) -> Floats:
-    joules = counter.at(pieces.stop, shift) - counter.at(pieces.start, shift)
+    joules = counter.rise(pieces.start + shift, pieces.stop + shift)
     return np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows)).astype(np.float64)
 
 
@@ -172,13 +203,10 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
     joules = _energy(counter, pieces)
     delay = delay_nano(device, counter.period)
     late, early = _energy(counter, pieces, delay), _energy(counter, pieces, -delay)
-    exposure = _exposure(counter, pieces)
-    interval, row, time, length = exposure
-    pure = time[length[interval] - time <= 0].sum()
-    bounds = power_bounds(around, device.power_limit_watts, blurred=bool(pure < nanos.sum() / 2))
-    statistical = _sharing(counter, exposure, bounds, rows) + _edge_error(counter, pieces)
-    longest = np.zeros(rows)
-    np.maximum.at(longest, row, length[interval])
+    shared = _exposure(counter, pieces)
+    mixed = float(shared.own[shared.own < shared.span].sum())
+    bounds = power_bounds(around, device.power_limit_watts, blurred=mixed > nanos.sum() / NANO / 2)
+    statistical = _sharing(shared, bounds, rows) + _edge_error(counter, pieces)
     spots = blind_spots(counter, gaps, [(begin, end)])
     blind = (blind_until(spots, pieces.stop) - blind_until(spots, pieces.start)).astype(np.float64)
     borders = np.append(True, (pieces.row[1:] != pieces.row[:-1]) | (pieces.start[1:] != pieces.stop[:-1]))
@@ -188,7 +216,7 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
         statistical=statistical,
         response=np.maximum(np.abs(late - joules), np.abs(early - joules)),
         blind_seconds=np.bincount(pieces.row, weights=blind, minlength=rows) / NANO,
-        max_gap_seconds=longest / NANO,
+        max_gap_seconds=_longest(counter, pieces),
         stretches=np.bincount(pieces.row[borders], minlength=rows),
         updates=int(((counter.edge >= begin) & (counter.edge <= end)).sum()),
         known=len(counter.edge) > 1,

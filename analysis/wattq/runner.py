@@ -27,6 +27,7 @@ VIEWS = (
     "evaluations",
     "ept",
     "jobs",
+    "run_spans",
     "runs",
     "phases",
     "phase_energy_overlap",

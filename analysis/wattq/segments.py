@@ -53,7 +53,7 @@ def reader(paths: Iterable[Path], columns: str) -> str:
     files = ", ".join(quoted(path) for path in paths)
     return (
         f"read_json([{files}], format = 'newline_delimited', columns = {columns}, ignore_errors = true, "
-        "filename = true, hive_partitioning = false, maximum_object_size = 67108864)"
+        "filename = true, hive_partitioning = false)"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from wattq.lines import EVENT, MARK, STATE, TICK, TYPE, nanoseconds, spread
+from wattq.lines import EVENT, MARK, STATE, TICK, nanoseconds, spread
 from wattq.segments import Segment, reader
 
 # The entries of a tick become rows; a power reading of the same device and moment stands in the same row.
@@ -134,7 +134,7 @@ def register(connection: duckdb.DuckDBPyConnection, segments: list[Segment]) -> 
     for view, columns in (("staged_ticks", TICK), ("staged_states", STATE)):
         connection.execute(f"create or replace view {view} as select * from {_lines(samples, columns)}")  # noqa: S608 quoted
     for table, columns, chosen in (
-        ("staged_marks", MARK, "type in ('phase', 'phase_begin')"),
+        ("staged_marks", MARK, "type in ('phase', 'phase_begin') or type is null"),
         ("staged_events", EVENT, "type not in ('phase', 'phase_begin', 'segment', 'end')"),
     ):
         connection.execute(f"""
@@ -146,13 +146,12 @@ def register(connection: duckdb.DuckDBPyConnection, segments: list[Segment]) -> 
             inner join staged_segments as segment on line.filename = segment.filename
             where {chosen}
         """)  # noqa: S608 paths are quoted
+    # A line that cannot be read came along as a row of nulls: it is counted and goes.
+    torn = len(connection.execute("delete from staged_marks where type is null returning 1").fetchall())
     for statement in (_READINGS, _POWERS, _GPU_STATES, _CLAIMS):
         connection.execute(statement)
     _register_ends(connection, samples)
-    torn = connection.execute(
-        f"select count(*) from {_lines(events, TYPE)} where type is null"  # noqa: S608 paths are quoted
-    ).fetchone()
-    return int(torn[0]) if torn else 0
+    return torn
 
 
 def _register_segments(connection: duckdb.DuckDBPyConnection, segments: list[Segment]) -> None:
