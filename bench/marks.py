@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kdclient
-from bench.harness import Result, at_most, shown
+from bench.harness import Result, at_most, median_of, shown
 from kdclient.phases import Run
 
 _REPEATS = 5
@@ -41,6 +41,20 @@ def measure() -> Iterator[Result]:
     assert not recorder.came["dropped"]
     shutil.rmtree(folder)
     yield from _figures(found)
+    yield at_most(
+        "import_kdclient",
+        median_of(_REPEATS, lambda: _import_seconds("kdclient")),
+        0.05,
+        "s",
+        median_of(_REPEATS, lambda: _import_seconds("json")),
+    )
+
+
+def _import_seconds(module: str) -> float:
+    """How long the import takes in a fresh interpreter."""
+    script = f"import time; begin = time.monotonic(); import {module}; print(time.monotonic() - begin)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def _figures(found: dict[str, list[list[int]]]) -> Iterator[Result]:

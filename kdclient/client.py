@@ -2,12 +2,10 @@
 
 import atexit
 import os
-import re
 import struct
 import sys
 import threading
 import time
-import uuid
 import weakref
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
 
     from kdclient.sender import Sender
 
-_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-")
+_MOST_LETTERS = 64
 _MOST_NAMES = 10_000
 _MOST_WARNINGS = 20
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
@@ -53,7 +52,7 @@ class Client:
         _clients.add(self)
 
     def _begin_anew(self) -> None:
-        self.client_id = uuid.uuid4().hex
+        self.client_id = identity.random_id()
         self.queue: Queue = deque()
         self.append: Callable[[Phase], None] = self._append_first
         self.strays = self.dropped = 0
@@ -106,7 +105,7 @@ class Client:
     def check(self, name: str) -> str:
         """The name as it is sent: letters that are not allowed become `_`, and that is said once."""
         text = str(name)
-        sent = text if _NAME.fullmatch(text) else re.sub(r"[^A-Za-z0-9_.:-]", "_", text)[:64] or "_"
+        sent = "".join(letter if letter in _LETTERS else "_" for letter in text[:_MOST_LETTERS]) or "_"
         if sent != text:
             self.warn(f"name {text[:80]!r} is marked as {sent}: 1 to 64 of A-Z a-z 0-9 _ . : - are allowed")
         if len(self.names) < _MOST_NAMES:  # names made from a counter must not fill the memory

@@ -1,11 +1,8 @@
 """Who this process is: its run, its rank, its GPUs, and where the daemon is."""
 
-import hashlib
 import os
 import sys
-import uuid
 from collections import defaultdict
-from datetime import timedelta
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -93,11 +90,18 @@ def run_id(name: str, *, given: str | None = None, resume: bool = False) -> str:
         if shared:
             return shared
     elif place().world_size == 1:
-        return uuid.uuid4().hex
+        return random_id()
     return _digest(_launch(), name, ordinal)
 
 
+def random_id() -> str:
+    """32 random hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
 def _digest(*parts: object) -> str:
+    import hashlib  # noqa: PLC0415 - it loads OpenSSL, and few processes come here
+
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
@@ -118,10 +122,12 @@ def _from_rank_zero(distributed: Any, key: str) -> str:
     Returns:
         The id, or nothing where rank 0 has begun no such run within ten seconds.
     """
+    from datetime import timedelta  # noqa: PLC0415 - few processes come here
+
     try:
         store = distributed.distributed_c10d._get_default_store()  # noqa: SLF001 - no public way to it
         if distributed.get_rank() == 0:
-            store.set(key, uuid.uuid4().hex)
+            store.set(key, random_id())
         store.wait([key], timedelta(seconds=_STORE_SECONDS))
         return str(store.get(key).decode())
     except (AttributeError, RuntimeError, ValueError):
