@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wattd.history import History
-from wattd.jobs import Job, Run, State
+from wattd.jobs import State
 from wattd.node import DeviceView, Node
+from wattd.runs import Job, Run
 from wattd.values import NANOSECONDS_PER_SECOND, Domain
 
 UNRESOLVED = "(unresolved)"

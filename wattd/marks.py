@@ -8,7 +8,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from wattd.jobs import Client, Run, State, lost_client_lines
+from wattd.jobs import State, lost_client_lines
+from wattd.runs import Client, Run
 from wattd.v1 import marks_pb2
 
 NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")

@@ -81,6 +81,7 @@ class _Server:
 
     def __init__(self, config: Config, ring: Ring, control: Control) -> None:
         self._config = config
+        self._sampler_pid = os.getppid()
         self._reader = ring.reader(from_start=True)
         self._boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
         self._node = Node()
@@ -100,7 +101,7 @@ class _Server:
             self._vitals,
             name=config.node,
             boot_id=self._boot_id,
-            sampler_pid=os.getppid(),
+            sampler_pid=self._sampler_pid,
         )
         self._metrics = MetricsServer()
         self._announced = False
@@ -131,8 +132,9 @@ class _Server:
             self._state.apply(line)
             self.append([line])
 
-    def _record_daemon(self, what: str) -> None:
-        self.append([{"type": "daemon", "monotonic_nano": time.monotonic_ns(), "what": what}])
+    def _record_daemon(self, what: str, reason: str = "") -> None:
+        line = {"type": "daemon", "monotonic_nano": time.monotonic_ns(), "what": what}
+        self.append([{**line, "reason": reason} if reason else line])
 
     async def serve(self, lifeline_fd: int, ready_fd: int) -> int:
         """Bind, say ready, poll the ring until the lifeline ends, and leave everything written."""
@@ -176,6 +178,8 @@ class _Server:
     async def _finish(self) -> int:
         """Write what the sampler left behind, and close the archive."""
         self._poll()
+        if os.getppid() != self._sampler_pid:
+            self._record_daemon("fault", "the sampler died")
         self._record_daemon("stopped")
         lost = await self._archive.close()
         if lost:
@@ -210,7 +214,7 @@ class _Server:
     def _vitals(self) -> Vitals:
         archive = self._archive
         logs = {"samples": archive.samples, "events": archive.events}
-        pids = {"sampler": os.getppid(), "server": os.getpid()}
+        pids = {"sampler": self._sampler_pid, "server": os.getpid()}
         found = {name: ProcessVitals.of(pid) for name, pid in pids.items()}
         return Vitals(
             archive=str(archive.folder),

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from wattd.jobs import Job, State
+from wattd.jobs import State
 from wattd.ledger import Ledger
 from wattd.live import UPDATES_PER_PHASE, PhaseEnergies
 from wattd.metrics.health import sensor_families, server_families
 from wattd.metrics.page import Family, Labels, Sample, one
 from wattd.node import DeviceView, Node
+from wattd.runs import Job
 from wattd.values import MICROJOULES_PER_JOULE, Domain
 from wattd.vitals import Vitals
 
