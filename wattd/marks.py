@@ -1,36 +1,26 @@
 """From requests of clients to lines of kind=events: checked, numbered once, and applied to the state."""
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from wattd.checks import RefusedError, checked_count, checked_gpus, is_name, shown
 from wattd.jobs import State, lost_client_lines
 from wattd.runs import Client, Run
 from wattd.v1 import marks_pb2
 
-NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_CLIENT_ID = re.compile(r"[0-9a-f]{32}")
-_BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_GPU_UUID = re.compile(r"[A-Za-z0-9_.:/-]{1,96}")
-_GPU_SOURCES = frozenset({"torch", "cuda_visible_devices", "unknown"})
-
 _FUTURE_NANO = 1_000_000_000
-_MOST_GPUS_A_RANK = 64
+_ANY_NANO = 1 << 63
+_MOST_NUMBER = 1 << 53
+_MOST_THREADS = 1 << 16
 _MOST_OPEN_PHASES = 1024
 _MOST_OPEN_RUNS = 1024
 _MOST_RANKS = 1 << 20
-_MOST_TOKENS = 1 << 53
 
 _PHASE_END = marks_pb2.PHASE_MARK_KIND_END
 _SEQUENCE = attrgetter("sequence")
-
-
-class RefusedError(Exception):
-    """A mark, a request or a result cannot be taken; the text says why in one line."""
 
 
 @dataclass(slots=True)
@@ -51,24 +41,6 @@ class Taken:
         """Count a refused mark."""
         self.refused += 1
         self.refusal = self.refusal or reason
-
-
-@lru_cache(maxsize=4096)
-def is_name(name: str) -> bool:
-    """Whether a name has the allowed letters and length."""
-    return NAME.fullmatch(name) is not None
-
-
-def check_sender(client_id: str, boot_id: str) -> None:
-    """Check who sends.
-
-    Raises:
-        RefusedError: The client id or the boot id is malformed.
-    """
-    if not _CLIENT_ID.fullmatch(client_id):
-        raise RefusedError("client_id must be 32 lower-case hexadecimal digits")
-    if not _BOOT_ID.fullmatch(boot_id):
-        raise RefusedError("boot_id must be that of /proc/sys/kernel/random/boot_id")
 
 
 class Intake:
@@ -97,11 +69,14 @@ class Intake:
         client_id = request.client_id
         client = self.state.client(client_id)
         foreign = {} if request.boot_id == self._boot_id else {"boot_id": request.boot_id}
-        latest_nano = _MOST_TOKENS * 1024 if foreign else now_nano + _FUTURE_NANO
+        latest_nano = _ANY_NANO if foreign else now_nano + _FUTURE_NANO
         for mark in _in_order(request):
             if mark.sequence <= client.sequence:
                 if not mark.sequence:
                     taken.refuse("a mark's sequence begins at 1")
+                continue
+            if mark.sequence > _MOST_NUMBER:
+                taken.refuse("a mark's sequence is too large")
                 continue
             try:
                 if isinstance(mark, marks_pb2.PhaseMark):
@@ -118,7 +93,7 @@ class Intake:
             self.state.apply(line)
         if request.dropped_marks:
             line = {"type": "dropped", "client": client_id, "monotonic_nano": now_nano}
-            taken.lines.append({**line, "marks": request.dropped_marks})
+            taken.lines.append({**line, "marks": min(request.dropped_marks, _MOST_NUMBER)})
         return taken
 
     def _phase(
@@ -130,9 +105,11 @@ class Intake:
             run_id = client.renamed.get(run_id, run_id)
         rank = client.ranks.get(run_id)
         if rank is None:
-            raise RefusedError(f"phase of a run that this client has not begun: {_shown(run_id)}")
+            raise RefusedError(f"phase of a run that this client has not begun: {shown(run_id)}")
         if not is_name(name):
-            raise RefusedError(f"phase name {_shown(name)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
+            raise RefusedError(f"phase name {shown(name)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
+        if mark.thread > _MOST_THREADS or mark.phase_number > _MOST_NUMBER:
+            raise RefusedError(f"phase {name}: its thread or number is too large")
         line = {
             "type": "phase",
             "client": client_id,
@@ -150,7 +127,7 @@ class Intake:
         if not 0 < begin <= end <= latest_nano:
             raise RefusedError(f"phase {name}: its times are not in order, or in the future")
         if mark.HasField("tokens"):
-            line["tokens"] = _count(mark.tokens, "tokens")
+            line["tokens"] = checked_count(mark.tokens, "tokens")
         if mark.failed:
             line["failed"] = True
         return line
@@ -177,7 +154,7 @@ class Intake:
         taken: Taken,
     ) -> dict[str, Any]:
         if not 0 < mark.monotonic_nano <= latest_nano:
-            raise RefusedError(f"run {_shown(mark.run_id)}: its time is in the future")
+            raise RefusedError(f"run {shown(mark.run_id)}: its time is in the future")
         if mark.kind == marks_pb2.RUN_MARK_KIND_BEGIN:
             return self._run_begin(request, mark, taken)
         if mark.kind == marks_pb2.RUN_MARK_KIND_JOIN:
@@ -186,7 +163,7 @@ class Intake:
         rank = client.ranks.get(run_id)
         run = self.state.runs.get(run_id)
         if rank is None or run is None:
-            raise RefusedError(f"end of a run that this client has not begun: {_shown(mark.run_id)}")
+            raise RefusedError(f"end of a run that this client has not begun: {shown(mark.run_id)}")
         line: dict[str, Any] = {
             "type": "run_end",
             "client": request.client_id,
@@ -196,7 +173,7 @@ class Intake:
             "rank": rank,
         }
         if mark.kind == marks_pb2.RUN_MARK_KIND_UPDATE:
-            return {**line, "type": "run_update", **_gpus(mark)}
+            return {**line, "type": "run_update", **checked_gpus(mark)}
         if mark.kind != marks_pb2.RUN_MARK_KIND_END:
             raise RefusedError("a run mark of no kind")
         if mark.monotonic_nano < run.ranks[rank].begin_nano:
@@ -215,7 +192,7 @@ class Intake:
             ("tokens_phase", mark.tokens_phase, True),
         ):
             if not (is_name(text) or (may_be_empty and not text)):
-                raise RefusedError(f"{name} {_shown(text)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
+                raise RefusedError(f"{name} {shown(text)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
         if not (mark.rank < max(1, mark.world_size) <= _MOST_RANKS and mark.local_rank <= mark.rank):
             raise RefusedError(f"run {mark.run_id}: rank, local_rank and world_size do not fit together")
         if sum(1 for _ in self.state.open_runs()) >= _MOST_OPEN_RUNS:
@@ -233,7 +210,7 @@ class Intake:
             "rank": mark.rank,
             "local_rank": mark.local_rank,
             "world_size": max(1, mark.world_size),
-            **_gpus(mark),
+            **checked_gpus(mark),
             "resume": mark.resume,
             "synchronised": mark.synchronised,
             "pid": request.pid,
@@ -256,7 +233,7 @@ class Intake:
     def _run_join(request: marks_pb2.SendMarksRequest, mark: marks_pb2.RunMark) -> dict[str, Any]:
         """A forked worker marks phases of its parent's run, whose begin may arrive later than this."""
         if not is_name(mark.run_id):
-            raise RefusedError(f"run_id {_shown(mark.run_id)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
+            raise RefusedError(f"run_id {shown(mark.run_id)}: 1 to 64 of A-Z a-z 0-9 _ . : -")
         if mark.rank >= _MOST_RANKS:
             raise RefusedError(f"run {mark.run_id}: there is no such rank")
         return {
@@ -319,26 +296,3 @@ def _in_order(
     if not request.runs:
         return sorted(request.phases, key=_SEQUENCE)
     return sorted([*request.runs, *request.phases], key=_SEQUENCE)
-
-
-def _gpus(mark: marks_pb2.RunMark) -> dict[str, Any]:
-    if len(mark.gpu_uuids) > _MOST_GPUS_A_RANK:
-        raise RefusedError(f"run {mark.run_id}: more than {_MOST_GPUS_A_RANK} GPUs on one rank")
-    for uuid in mark.gpu_uuids:
-        if not _GPU_UUID.fullmatch(uuid):
-            raise RefusedError(f"run {mark.run_id}: {_shown(uuid)} is no UUID of a GPU")
-    source = mark.gpu_source or "unknown"
-    if source not in _GPU_SOURCES:
-        raise RefusedError(f"run {mark.run_id}: gpu_source is one of {', '.join(sorted(_GPU_SOURCES))}")
-    return {**({"gpu_uuids": list(mark.gpu_uuids)} if mark.gpu_uuids else {}), "gpu_source": source}
-
-
-def _count(number: int, what: str) -> int:
-    if not 0 <= number <= _MOST_TOKENS:
-        raise RefusedError(f"{what} must be from 0 to 2^53")
-    return number
-
-
-def _shown(text: str) -> str:
-    """A client's text, short and harmless enough for a message."""
-    return repr(text[:64])

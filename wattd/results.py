@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from wattd.checks import RefusedError, is_name
 from wattd.jobs import State
-from wattd.marks import RefusedError, is_name
 from wattd.v1 import marks_pb2
 
 _MOST_RESULTS = 10_000

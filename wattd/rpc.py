@@ -13,7 +13,8 @@ from typing import Any, Protocol, Self
 import grpc
 import grpc.aio
 
-from wattd.marks import Intake, RefusedError, check_sender
+from wattd.checks import RefusedError, check_sender
+from wattd.marks import Intake
 from wattd.results import take_results
 from wattd.v1 import marks_pb2, marks_pb2_grpc
 from wattd.values import UserError

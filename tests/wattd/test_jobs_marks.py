@@ -4,8 +4,9 @@ import pytest
 
 from tests.wattd.marking import BOOT as THIS_BOOT
 from tests.wattd.marking import NOW, OTHER_BOOT, SECOND, Marker
+from wattd.checks import RefusedError, check_sender
 from wattd.jobs import State
-from wattd.marks import Intake, RefusedError, Taken, check_sender
+from wattd.marks import Intake, Taken
 from wattd.v1 import marks_pb2
 
 
@@ -101,6 +102,8 @@ def test_marks_are_taken_in_the_order_of_their_numbers(intake: Intake) -> None:
         ({"begin": 0}, "not in order"),
         ({"end": NOW + 12 * SECOND}, "in the future"),
         ({"tokens": -1}, "tokens"),
+        ({"thread": 2**31}, "too large"),
+        ({"phase_number": 2**63}, "too large"),
         ({"kind": 0}, "no kind"),
     ],
 )
@@ -264,3 +267,13 @@ def test_names_beyond_the_bound_are_counted_as_other(intake: Intake) -> None:
     phases = intake.state.jobs["local-run"].phases
     assert len(phases) == 17
     assert phases["other"].tokens == 24
+
+
+def test_numbers_that_no_reader_could_hold_are_refused(intake: Intake) -> None:
+    """A hostile client cannot make lines that break a query over everybody's archive."""
+    marker = Marker()
+    begin, phase = marker.begin_run(), marker.phase()
+    phase.sequence = 2**63
+    taken = _take(intake, marker, begin, phase)
+    assert (len(taken.lines), taken.refused) == (1, 1)
+    assert intake.state.clients[marker.client_id].sequence == 1
