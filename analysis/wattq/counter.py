@@ -97,6 +97,8 @@ class Counter:
 
     def rise(self, start: Ints, stop: Ints) -> Floats:
         """Returns how much the counter rose from each start to its stop, joules."""
+        if not len(start):
+            return np.zeros(0, dtype=np.float64)
         moments = self.at(np.append(start, stop[-1:]))
         # Where a stretch ends as the next begins, which is nearly everywhere, one look-up serves both.
         touch = np.append(start[1:] == stop[:-1], True)

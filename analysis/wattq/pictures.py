@@ -29,7 +29,7 @@ class RunPicture:
         run_id: The run.
         node: The node.
         skylines: One a domain: the whole run.
-        close_ups: The same for a short stretch from the middle; empty where the whole is clear enough.
+        close_ups: The same for a usual short stretch; empty where the whole is clear enough.
         legend: Names of the rows that are to be seen.
     """
 
@@ -62,12 +62,14 @@ def _draw(domain: _Domain, begin: int, end: int, origin: int) -> Skyline:
 
 
 def _close_up(pieces: Pieces) -> tuple[int, int] | None:
-    """Returns a stretch of some dozen phases in the middle; `None` when the whole is clear enough."""
+    """Returns a usual stretch of some dozen phases; `None` when the whole is clear enough."""
     if len(pieces.start) <= _CROWDED:
         return None
-    middle = int(np.searchsorted(pieces.start, (pieces.start[0] + pieces.stop[-1]) // 2))
-    first = min(max(middle - _CLOSE_STRETCHES // 2, 0), len(pieces.start) - _CLOSE_STRETCHES)
-    return int(pieces.start[first]), int(pieces.stop[first + _CLOSE_STRETCHES - 1])
+    lengths = pieces.stop[_CLOSE_STRETCHES - 1 :] - pieces.start[: len(pieces.start) - _CLOSE_STRETCHES + 1]
+    # The usual case, not the middle of the run: that may lie in one long evaluation.
+    first = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+    begin, end = int(pieces.start[first]), int(pieces.stop[first + _CLOSE_STRETCHES - 1])
+    return (begin, end) if 3 * (end - begin) < int(pieces.stop[-1] - pieces.start[0]) else None
 
 
 def _domains(archive: Archive, run: dict[str, Any], found: Found) -> Iterable[_Domain]:

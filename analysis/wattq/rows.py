@@ -152,7 +152,7 @@ def _too_wide(account: Account, name: str, tally: Tally) -> str:
 def refusal(account: Account, name: str, tally: Tally) -> str:
     """Returns why there is no ground for a number, or an empty text."""
     if not account.known:
-        return "the counter was not read during the run: `wattd probe` says what this machine can measure"
+        return "the counter gave nothing new over the run: see the view gaps, or ask `wattd probe`"
     if account.updates < 2:
         return "the run is shorter than two updates of the counter"
     if tally.seconds == 0:

@@ -111,7 +111,7 @@ def test_page_says_what_it_must(page: Path) -> None:
         "perplexity",
         "daemon_down",
     ]
-    words += ["= counter", "95 % interval", "A few steps from the middle", *(phase for phase, _, _ in STEP)]
+    words += ["= counter", "95 % interval", "A few steps, close up", *(phase for phase, _, _ in STEP)]
     for word in words:
         assert word in text, word
 
