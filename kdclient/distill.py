@@ -22,7 +22,7 @@ from kdclient import data, models
 from kdclient.errors import UserError
 from kdclient.losses import cross_entropy, forward_kl
 from kdclient.perplexity import VERSION, Perplexity, perplexity, settings_sha256
-from kdclient.progress import bar
+from kdclient.progress import bar, end_bars
 
 # What a checkpoint must have in common with the run that goes on from it.
 _SAME = (
@@ -51,8 +51,11 @@ def main(args: argparse.Namespace) -> int:
     watt = kdclient.connect()
     # A resumed run keeps its identity, so that the archive counts a restart and adds up its energy.
     again = {"resume": True, "run_id": saved["run_id"]} if saved else {}
-    with watt.run(name, method="response", seed=args.seed, **again) as run:
-        scores = distill(args, run, output, saved)
+    try:
+        with watt.run(name, method="response", seed=args.seed, **again) as run:
+            scores = distill(args, run, output, saved)
+    finally:
+        end_bars()
     _print(scores, args.format, output)
     return 0
 

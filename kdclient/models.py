@@ -47,7 +47,7 @@ def load_tokenizer(name: str, what: str) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged folder fails in as many ways as there are formats
         raise _not_found(name, what, error) from error
 
 
@@ -65,7 +65,7 @@ def load_model(name: str, what: str, place: torch.device, dtype: torch.dtype) ->
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged folder fails in as many ways as there are formats
         raise _not_found(name, what, error) from error
     return model.to(place).eval()
 
@@ -73,8 +73,8 @@ def load_model(name: str, what: str, place: torch.device, dtype: torch.dtype) ->
 def _not_found(name: str, what: str, error: Exception) -> UserError:
     path = Path(name)
     if path.is_dir():
-        missing = [] if (path / "config.json").is_file() else ["config.json"]
-        detail = f"it has no {missing[0]}" if missing else str(error).strip().splitlines()[0]
+        whole = (path / "config.json").is_file()
+        detail = (str(error).strip() or repr(error)).splitlines()[0] if whole else "it has no config.json"
         return UserError(f"cannot load the {what} from folder {name}: {detail}")
     return UserError(
         f"cannot load the {what} {name!r}: no such folder, and no Hugging Face model that is in the cache or "

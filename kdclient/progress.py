@@ -1,12 +1,14 @@
 """Progress bars: on a terminal as they move, in a log a line now and then."""
 
 import sys
+import weakref
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 _T = TypeVar("_T")
+_bars: "weakref.WeakSet[tqdm[Any]]" = weakref.WeakSet()
 
 
 def bar(
@@ -22,7 +24,7 @@ def bar(
         total: Items in all, those done before with them; by default the items' own count.
     """
     quiet = not sys.stderr.isatty()
-    return tqdm(
+    made = tqdm(
         items,
         desc=what,
         unit=unit,
@@ -34,3 +36,11 @@ def bar(
         dynamic_ncols=not quiet,
         ncols=90 if quiet else None,
     )
+    _bars.add(made)
+    return made
+
+
+def end_bars() -> None:
+    """End the bars that an error has left in the middle, so that its line stands alone."""
+    for left in list(_bars):
+        left.close()
