@@ -51,7 +51,8 @@ class Accounting:
 
     def _claim(self, run_id: str, rank: int, begin_nano: int) -> None:
         run = self._state.runs.get(run_id)
-        if run is not None and rank in run.ranks:
+        # Before the devices are known there is nothing to claim; `settle` makes up for it.
+        if run is not None and rank in run.ranks and self._node.devices:
             devices = job_devices(self._node, run.ranks[rank].gpu_uuids)
             self.ledger.claim((run_id, rank), run.job_id, devices, begin_nano)
 
@@ -63,7 +64,7 @@ class Accounting:
             self._restored = True
             for run in self._state.open_runs():
                 for number, rank in run.ranks.items():
-                    if rank.end_nano is None:
+                    if rank.end_nano is None and not self.ledger.is_claimed((run.run_id, number)):
                         self._claim(run.run_id, number, rank.begin_nano)
         self.phases.settle()
         for view in self._node.accounted():

@@ -79,6 +79,10 @@ class Ledger:
             self._account(device).claims.append(claim)
             claims.append((device, claim))
 
+    def is_claimed(self, key: Hashable) -> bool:
+        """A claim of that name is open."""
+        return key in self._claimed
+
     def release(self, key: Hashable, end_nano: int) -> None:
         """A claim ends; one that is not known is passed over."""
         for _, claim in self._claimed.pop(key, ()):
