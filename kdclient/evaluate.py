@@ -191,6 +191,8 @@ def _settings_sha256(results: Any, task: str, args: argparse.Namespace, data_sha
 
 def _config(results: Any, leaf: str) -> dict[str, Any]:
     config: dict[str, Any] = dict(results["configs"].get(leaf, {}))
+    # Where a task lies is no setting of it.
+    config["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k != "config_source"}
     if leaf == mmlu_dev.NAME:
         config.pop("dataset_kwargs", None)  # a temporary path; the data has a hash of its own
     return config

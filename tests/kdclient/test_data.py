@@ -58,7 +58,9 @@ def test_a_seed_is_an_order() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(20, 400), st.integers(1, 2))
-def test_text_is_learned_or_held_out_never_both(tmp_path_factory: pytest.TempPathFactory, length: int, held: int) -> None:
+def test_text_is_learned_or_held_out_never_both(
+    tmp_path_factory: pytest.TempPathFactory, length: int, held: int
+) -> None:
     """All windows of the text are there once, and the held-out ones are spread over it."""
     path = tmp_path_factory.mktemp("text") / "a.txt"
     text = "".join(chr(97 + k % 26) for k in range(length))
@@ -77,7 +79,9 @@ def test_text_is_learned_or_held_out_never_both(tmp_path_factory: pytest.TempPat
 def test_a_prompt_is_read_and_not_learned(tmp_path: Path) -> None:
     """Of a JSON line with a prompt only the completion, and the end after it, is in the mask."""
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "ab", "completion": "xyz"}) + "\n" for _ in range(4)) + "\n")
+    path.write_text(
+        "".join(json.dumps({"prompt": "ab", "completion": "xyz"}) + "\n" for _ in range(4)) + "\n"
+    )
     train, aside = read(path, window=6, held_out=1)
     for windows in (train, aside):
         assert windows.ids.tolist() == [[*b"abxyz", 0]] * len(windows)

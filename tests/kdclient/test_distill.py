@@ -29,7 +29,13 @@ def distil(teacher: Path, text: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         marks = Marks()
         torch.set_num_threads(1)  # two threads wait for each other where other work shares the cores
         monkeypatch.setattr(kdclient, "connect", lambda: marks)
-        given = {"teacher": teacher, "student": "tiny", "text": text, "output": tmp_path / "out", "device": "cpu"}
+        given = {
+            "teacher": teacher,
+            "student": "tiny",
+            "text": text,
+            "output": tmp_path / "out",
+            "device": "cpu",
+        }
         given |= {"steps": 6, "batch": 2, "window": 16, "held_out": 4, "warm_up": 2, **options}
         flags = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         return main(["distill", *flags, *map(str, words)]), marks
@@ -131,7 +137,9 @@ def test_a_teacher_is_its_own_perfect_student(distil: Distil, teacher: Path, tmp
 
 def test_accumulation_is_the_larger_batch(distil: Distil, tmp_path: Path) -> None:
     """Two passes of two windows end where one of four does, to rounding, prompts of uneven length or not."""
-    lines = [{"prompt": "the king " * (k % 4), "completion": "and the queen spoke of love"} for k in range(60)]
+    lines = [
+        {"prompt": "the king " * (k % 4), "completion": "and the queen spoke of love"} for k in range(60)
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = {"text": tmp_path / "a.jsonl", "steps": 2, "cross_entropy": 0.3, "temperature": 2}
     assert distil(batch=4, output=tmp_path / "one", **options)[0] == 0

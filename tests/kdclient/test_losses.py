@@ -23,7 +23,9 @@ def some_mask(seed: int, shape: tuple[int, int] = (2, 5)) -> torch.Tensor:
 def oracle(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, temperature: float) -> float:
     """The formula with Python's floats, one term at a time."""
     total, valid = 0.0, 0
-    for q_row, p_row, counted in zip(student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten(), strict=True):
+    for q_row, p_row, counted in zip(
+        student.flatten(0, 1), teacher.flatten(0, 1), mask.flatten(), strict=True
+    ):
         if not counted:
             continue
         valid += 1
