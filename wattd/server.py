@@ -116,7 +116,8 @@ class _Server:
     def append(self, lines: Sequence[dict[str, Any]]) -> None:
         """Write lines that the state knows, and account for them."""
         if lines:
-            self._archive.events.append([line_body(line) for line in lines])
+            # The state has them already: marks have waited for room, and the other lines are few.
+            self._archive.events.append([line_body(line) for line in lines], must=True)
             self._accounting.note(lines)
 
     def commit(self) -> "asyncio.Future[None]":

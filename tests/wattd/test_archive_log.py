@@ -168,7 +168,8 @@ def test_while_the_disk_is_full_nothing_is_acknowledged_and_nothing_is_lost(
             assert not waiting.done()
             assert log.fault == "No space left on device"
             assert log.is_full
-            assert not log.append(_marks(range(20, 22)))
+            assert not log.append(_marks(range(90, 92)))
+            assert log.append(_marks(range(20, 21)), must=True)
             room = asyncio.create_task(log.room())
             await asyncio.sleep(0)
             assert not room.done()
@@ -179,7 +180,7 @@ def test_while_the_disk_is_full_nothing_is_acknowledged_and_nothing_is_lost(
 
     asyncio.run(scenario())
     found = [line["mark"] for line in lines(tmp_path, "events") if line["type"] == "phase"]
-    assert found == list(range(20))
+    assert found == list(range(21))
 
 
 def test_closing_while_the_disk_is_broken_says_what_is_lost(

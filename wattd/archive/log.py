@@ -124,9 +124,9 @@ class Log:
         """Begin the writing; the first `rotate` makes the first segment."""
         self.task = asyncio.create_task(self._run())
 
-    def append(self, bodies: Sequence[bytes]) -> bool:
-        """Add lines; false, and counted, when too much waits already."""
-        if self.is_full:
+    def append(self, bodies: Sequence[bytes], *, must: bool = False) -> bool:
+        """Add lines; false, and counted, when too much waits already and they need not be kept."""
+        if self.is_full and not must:
             self.dropped_lines += len(bodies)
             return False
         self._stages[-1].bodies.extend(bodies)
