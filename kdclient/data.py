@@ -140,7 +140,8 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, str]]:
             pair = (None, None)
         if not all(isinstance(part, str) for part in pair):
             raise UserError(
-                f'{path}, line {number}: wanted {{"text": ...}} or {{"prompt": ..., "completion": ...}}, of strings'
+                f'{path}, line {number}: wanted {{"text": ...}}, or {{"prompt": ..., "completion": ...}}, '
+                "of strings"
             )
         yield pair
 

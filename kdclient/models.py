@@ -47,7 +47,7 @@ def load_tokenizer(name: str, what: str) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # noqa: BLE001 - a damaged folder fails in as many ways as there are formats
+    except Exception as error:
         raise _not_found(name, what, error) from error
 
 
@@ -65,7 +65,7 @@ def load_model(name: str, what: str, place: torch.device, dtype: torch.dtype) ->
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except Exception as error:  # noqa: BLE001 - a damaged folder fails in as many ways as there are formats
+    except Exception as error:
         raise _not_found(name, what, error) from error
     return model.to(place).eval()
 
@@ -129,8 +129,8 @@ def check_vocabularies(teacher: tuple[str, Any, Any], student: tuple[str, Any, A
     if teacher_tokenizer.get_vocab() != student_tokenizer.get_vocab():
         raise UserError(
             f"teacher {teacher_name} and student {student_name} have different tokenizers "
-            f"({len(teacher_tokenizer)} and {len(student_tokenizer)} tokens): take a student of the teacher's "
-            f"family, or --student {TINY}"
+            f"({len(teacher_tokenizer)} and {len(student_tokenizer)} tokens): take a student of the "
+            f"teacher's family, or --student {TINY}"
         )
     size = vocabulary_size(teacher_tokenizer)
     for name, _, model in (teacher, student):

@@ -5,11 +5,25 @@ from pathlib import Path
 
 import pytest
 
-_WORDS = "the king queen spoke of night and day to his love who went by sea with sword crown or heart".split()
+_WORDS = [
+    "the",
+    "king",
+    "queen",
+    "spoke",
+    "of",
+    "night",
+    "day",
+    "love",
+    "went",
+    "by",
+    "sea",
+    "sword",
+    "crown",
+]
 
 
 def _sentences(count: int, seed: int) -> str:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - no secret is made of it
     return "\n\n".join(" ".join(chance.choices(_WORDS, k=12)).capitalize() + "." for _ in range(count))
 
 
@@ -23,7 +37,7 @@ def make_model(folder: Path, words: str, *, hidden: int = 32, padded: int = 0) -
         padded: Logits beyond the tokenizer's tokens.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]  # not typed
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -36,7 +50,8 @@ def make_model(folder: Path, words: str, *, hidden: int = 32, padded: int = 0) -
         show_progress=False,
     )
     tokenizer.train_from_iterator([words], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    special = {"eos_token": "<|end|>", "pad_token": "<|end|>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(

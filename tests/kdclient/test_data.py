@@ -144,5 +144,5 @@ def test_bad_text_is_refused_in_a_line(tmp_path: Path, name: str, content: bytes
 
 def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The path is in the line."""
-    with pytest.raises(UserError, match="no such file or folder: .*nowhere"):
+    with pytest.raises(UserError, match=r"no such file or folder: .*nowhere"):
         read(tmp_path / "nowhere")

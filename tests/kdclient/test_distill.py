@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import kdclient
 from kdclient import data, distill, models
 from kdclient.__main__ import main
+from kdclient.errors import UserError
 from kdclient.losses import forward_kl
 from kdclient.perplexity import perplexity, settings_sha256
 from tests.kdclient.conftest import make_model
@@ -152,7 +154,7 @@ def test_accumulation_is_the_larger_batch(distil: Distil, tmp_path: Path) -> Non
 def test_a_resumed_run_is_the_uninterrupted_one(
     distil: Distil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed between checkpoints and resumed, the student comes out bit for bit the same, under its run_id."""
+    """Killed between checkpoints and resumed, the student is bit for bit the same, under its run_id."""
     assert distil(output=tmp_path / "whole", checkpoint_every=2)[0] == 0
 
     calls = Counter[str]()
@@ -195,9 +197,9 @@ def test_a_loss_that_is_no_number_stops_before_harm(
         loss = kl(*words)
         return loss * float("nan") if calls["kl"] == 5 else loss
 
-    kl = distill.forward_kl
+    kl = forward_kl
     monkeypatch.setattr(distill, "forward_kl", broken)
-    code, marks = distil(checkpoint_every=2)
+    code, _ = distil(checkpoint_every=2)
     assert code == 1
     line = last_line(capsys)
     assert "step 4" in line
@@ -291,7 +293,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[9] == rates[10] == max(rates) == pytest.approx(2.0)
     assert rates[60] == pytest.approx(1.1)
     assert rates[110] == pytest.approx(0.2)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_a_model_short_of_logits_is_refused(teacher: Path, tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_a_model_short_of_logits_is_refused(teacher: Path, tmp_path: Path) -> No
     tokenizer = models.load_tokenizer(str(teacher), "teacher")
     model = models.tiny_student(tokenizer, 16)
     model.config.vocab_size -= 1
-    with pytest.raises(models.UserError, match="logits"):
+    with pytest.raises(UserError, match="logits"):
         models.check_vocabularies(("t", tokenizer, model), ("s", tokenizer, model))
 
 

@@ -32,7 +32,7 @@ def evaluate(*words: object) -> int:
 
 
 def test_the_built_in_task_has_its_281_questions() -> None:
-    """Each has a text, four choices and an answer among them; none is there twice but for one in two subjects."""
+    """Each has a text, four choices and an answer among them; one stands in two subjects."""
     questions = mmlu_dev.questions()
     assert len(questions) == 281
     assert len({question["subject"] for question in questions}) == 57
@@ -50,7 +50,7 @@ def test_the_built_in_task_has_its_281_questions() -> None:
 def test_a_model_is_scored_without_a_network(
     teacher: Path, marks: Marks, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Scores are printed and sent; what the model computed is in phases `eval`, and is less than was asked for."""
+    """Scores are printed and sent; what was computed is in phases `eval`, less than was asked for."""
     assert evaluate(teacher, "--limit", 6, "--json", "--label", "teacher") == 0
     printed = json.loads(capsys.readouterr().out)
     (score,) = printed["scores"]
@@ -67,7 +67,7 @@ def test_a_model_is_scored_without_a_network(
 
 
 def test_settings_are_in_the_hash(teacher: Path, marks: Marks, tmp_path: Path) -> None:
-    """Scores under equal settings have equal hashes, whatever the model's place; another limit another hash."""
+    """Scores under equal settings have equal hashes, another limit gives another hash."""
     for limit in (2, 2, 3):
         assert evaluate(teacher, "--limit", limit) == 0
     one, again, other = (score["settings_sha256"] for score in marks.evaluations)
@@ -78,7 +78,8 @@ def test_tasks_of_ones_own(teacher: Path, marks: Marks, tmp_path: Path) -> None:
     """A task in --include-path is found, generation too is marked with its tokens."""
     (tmp_path / "q.jsonl").write_text('{"q": "the king", "a": "x"}\n' * 3)
     (tmp_path / "own.yaml").write_text(
-        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {tmp_path}/q.jsonl, cache_dir: {tmp_path}/c}}\n"
+        "task: own\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {tmp_path}/q.jsonl, cache_dir: {tmp_path}/c}}\n"
         "test_split: train\noutput_type: generate_until\ndoc_to_text: '{{q}}'\ndoc_to_target: '{{a}}'\n"
         "generation_kwargs: {until: ['\\n'], max_gen_toks: 4}\nmetric_list: [{metric: exact_match}]\n"
     )

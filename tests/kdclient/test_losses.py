@@ -13,6 +13,11 @@ def logits(seed: int, shape: tuple[int, int, int] = (2, 5, 7), scale: float = 3.
     return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def backward(loss: torch.Tensor) -> None:
+    """`loss.backward()`, which torch leaves without types."""
+    torch.autograd.backward([loss])
+
+
 def some_mask(seed: int, shape: tuple[int, int] = (2, 5)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=generator) < 0.6
@@ -56,7 +61,7 @@ def test_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(lambda s: forward_kl(s, teacher, mask, 2.0), student)
     targets = torch.randint(0, 7, (2, 5))
     assert torch.autograd.gradcheck(lambda s: cross_entropy(s, targets, mask), student)
-    forward_kl(student, teacher, mask).backward()
+    backward(forward_kl(student, teacher, mask))
     assert teacher.grad is None
 
 
@@ -67,7 +72,7 @@ def test_a_perfect_student_loses_nothing(dtype: torch.dtype) -> None:
     student = teacher.clone().requires_grad_()
     mask = torch.ones(2, 5, dtype=torch.bool)
     loss = forward_kl(student, teacher, mask, 2.0)
-    loss.backward()
+    backward(loss)
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert student.grad is not None
     assert student.grad.abs().max().item() < 1e-6
@@ -88,10 +93,10 @@ def test_what_is_masked_does_not_count() -> None:
     """Anything may stand at a masked place, even NaN: loss and gradient do not change."""
     student, teacher, mask = logits(7), logits(8), some_mask(9)
     clean = student.clone().requires_grad_()
-    forward_kl(clean, teacher, mask).backward()
+    backward(forward_kl(clean, teacher, mask))
     dirty = torch.where(mask[..., None], student, torch.nan).requires_grad_()
     loss = forward_kl(dirty, torch.where(mask[..., None], teacher, torch.inf), mask)
-    loss.backward()
+    backward(loss)
     assert loss.item() == forward_kl(student, teacher, mask).item()
     assert clean.grad is not None
     assert dirty.grad is not None
@@ -118,7 +123,7 @@ def test_temperature_keeps_the_size_of_the_gradient() -> None:
     norms = []
     for temperature in (20.0, 40.0):
         student = logits(10).requires_grad_()
-        forward_kl(student, logits(11), mask, temperature).backward()
+        backward(forward_kl(student, logits(11), mask, temperature))
         assert student.grad is not None
         norms.append(student.grad.norm().item())
     assert norms[1] == pytest.approx(norms[0], rel=0.05)

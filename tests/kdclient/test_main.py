@@ -11,9 +11,9 @@ from kdclient.__main__ import main
 def test_help_has_examples_and_waits_for_nothing(words: list[str]) -> None:
     """Help loads no torch, no transformers and no harness."""
     script = (
-        "import sys\nfrom kdclient.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
-        "    assert end.code == 0\n"
-        "assert not {'torch', 'transformers', 'lm_eval', 'tqdm', 'grpc'} & set(sys.modules), 'too much is loaded'"
+        "import sys\nfrom kdclient.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'transformers', 'lm_eval', 'tqdm', 'grpc'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
