@@ -32,12 +32,14 @@ def test_rows_that_add_up_are_shown_with_both_numbers(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "rows 4.000000 J, counter 4.000000 J" in said
     assert "they do" in said
+    check(rows([1.5, 2.5]), [counter(4.0000004)])  # kept in whole microjoules
 
 
 @pytest.mark.parametrize(
     ("phases", "counters", "said"),
     [
-        (rows([1.0, 2.0]), [counter(3.00001)], "do not add up"),
+        (rows([1.0, 2.0]), [counter(3.000002)], "do not add up"),
+        (rows([1e6, 2e6]), [counter(3e6 + 0.004)], "do not add up"),
         (rows([1.0]), [counter(1.0), counter(1.0, "other")], "one is missing"),
         (rows([1.0]), [counter(None)], "one is missing"),
         (rows([1.0]) + rows([2.0], "other"), [counter(1.0)], "without a counter"),
