@@ -12,7 +12,7 @@ setup:  ## install what everything here needs into .venv
 
 .PHONY: demo
 demo: setup  ## distil a small real model on this machine and say what each phase cost
-	@$(BIN)/python scripts/demo
+	@$(BIN)/python scripts/demo.py
 
 .PHONY: test
 test: setup  ## run every test

@@ -183,7 +183,7 @@ def distill(  # noqa: C901, PLR0912, PLR0915 - a training script reads from top 
             loss_sum += loss.detach()
             del logits, teacher_logits, loss  # the largest tensors there are
 
-        with run.phase("optimizer_step"):
+        with run.phase("optimizer_step", tokens=sum(ids.numel() for ids, _ in parts_of_step)):
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
             # Asked before the weights are touched: what is saved is sound.
             if not (math.isfinite(loss_sum.item()) and math.isfinite(norm.item())):

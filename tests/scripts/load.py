@@ -1,7 +1,6 @@
-"""Scripts have no suffix, so that they read as commands; here they are modules."""
+"""Scripts as modules."""
 
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -9,10 +8,10 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def load(name: str) -> ModuleType:
-    """The script as a module; nothing is run."""
-    loader = SourceFileLoader(name, str(SCRIPTS / name))
-    spec = spec_from_loader(name, loader)
+    """The script as a fresh module; nothing is run."""
+    spec = spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
-    loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module

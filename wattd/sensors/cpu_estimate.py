@@ -1,10 +1,10 @@
 """A labelled estimate of CPU energy for machines without RAPL, from utilisation.
 
-Power is taken as linear between a published idle and full-load figure per hardware thread. The
-figures are those that Cloud Carbon Footprint derives from SPECpower_ssj2008 results (project
-ccf-coefficients, Apache-2.0; watts per thread at rest and at full load). They hold for servers
-of a kind, not for one machine: the interval is wide, and everything made from them says
-`estimated`.
+Power is taken as linear in utilisation: all threads draw their idle figure all the time, and a
+thread that runs draws the difference to its full-load figure on top. The figures are those that
+Cloud Carbon Footprint derives from SPECpower_ssj2008 results (project ccf-coefficients, Apache-2.0;
+watts per thread at rest and at full load). They hold for servers of a kind, not for one machine: the
+interval is wide, and everything made from them says `estimated`.
 """
 
 import os
@@ -15,8 +15,13 @@ from wattd.config import CpuEstimateConfig
 from wattd.sensors.base import ReadingError, SensorUnavailableError
 from wattd.values import NANOSECONDS_PER_SECOND, Device, Domain, Reading, Source
 
-_UPDATE_NANO = 100_000_000
-"""The kernel counts CPU time in ticks of 10 ms: a shorter step would be mostly rounding."""
+_TICK_NANO = NANOSECONDS_PER_SECOND // os.sysconf("SC_CLK_TCK")
+"""The kernel counts CPU time in ticks, usually of 10 ms: nothing new is seen more often."""
+
+_THREADS_A_TICK = 16
+"""The kernel sums up all CPUs for each reading: on a large machine it is asked less often."""
+
+_SLOWEST_TICKS = 10
 
 _WATTS_PER_THREAD = {
     # micro-architecture: (vendor, family, models, idle watts, full-load watts)
@@ -42,7 +47,7 @@ class CpuEstimate:
         self._config = config
         self._proc = proc
         self._fd = -1
-        self._busy_idle = (0, 0)
+        self._busy = 0
         self._updated_nano = 0
         self._microjoules = 0.0
         self.device: Device
@@ -56,14 +61,17 @@ class CpuEstimate:
         try:
             self._fd = os.open(self._proc / "stat", os.O_RDONLY | os.O_CLOEXEC)
             cpuinfo = (self._proc / "cpuinfo").read_text(errors="replace")
-            self._busy_idle = self._read_jiffies()
+            self._busy = self._read_ticks()
         except (OSError, ReadingError) as error:
             raise SensorUnavailableError(f"{self._proc}/stat can't be read: {error}") from error
         threads = os.cpu_count() or 1
+        self._update_nano = _TICK_NANO * min(_SLOWEST_TICKS, 1 + threads // _THREADS_A_TICK)
         kind, idle, full, uncertainty = _figures(cpuinfo)
         config = self._config
         self._idle_watts = config.idle_watts if config.idle_watts is not None else idle * threads
         self._max_watts = config.max_watts if config.max_watts is not None else full * threads
+        # One thread that runs for a tick, in microjoules.
+        self._tick_microjoules = (self._max_watts - self._idle_watts) / threads * _TICK_NANO / 1000
         if config.idle_watts is not None and config.max_watts is not None:
             kind = "configured"
         self.device = Device(
@@ -73,34 +81,34 @@ class CpuEstimate:
             source=Source.ESTIMATED,
             sensor="cpu_estimate",
             model=f"{threads} threads, {self._idle_watts:.3g} to {self._max_watts:.3g} W ({kind})",
-            update_nano=_UPDATE_NANO,
+            update_nano=self._update_nano,
             uncertainty_ratio=(
                 config.uncertainty_ratio if config.uncertainty_ratio is not None else uncertainty
             ),
         )
         return [self]
 
-    def _read_jiffies(self) -> tuple[int, int]:
-        """(busy, idle) time of all CPUs in ticks; waiting for I/O is idle, stolen time is not ours."""
+    def _read_ticks(self) -> int:
+        """Busy time of all threads in ticks; waiting for I/O is idle, stolen time is not ours."""
         try:
             fields = os.pread(self._fd, 256, 0).split(b"\n", 1)[0].split()
-            user, nice, system, idle, iowait, irq, softirq = (int(field) for field in fields[1:8])
+            user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[1:8])
         except (OSError, ValueError) as error:
             raise ReadingError(str(error)) from error
-        return user + nice + system + irq + softirq, idle + iowait
+        return user + nice + system + irq + softirq
 
     def read(self, monotonic_nano: int) -> Reading:
-        """The integrated estimate, renewed every 100 ms."""
+        """The integrated estimate, renewed when the kernel may have counted a tick."""
         elapsed = monotonic_nano - self._updated_nano
-        if elapsed < _UPDATE_NANO:
+        # A tenth early is in time: the sampler's own period is a tick, too, and not exact.
+        if elapsed < self._update_nano * 9 // 10:
             return Reading(int(self._microjoules), None)
-        busy, idle = self._read_jiffies()
-        busy_step, idle_step = busy - self._busy_idle[0], idle - self._busy_idle[1]
-        if self._updated_nano and busy_step >= 0 and busy_step + idle_step > 0:
-            utilisation = min(1.0, busy_step / (busy_step + max(0, idle_step)))
-            watts = self._idle_watts + (self._max_watts - self._idle_watts) * utilisation
-            self._microjoules += watts * elapsed / NANOSECONDS_PER_SECOND * 1e6
-        self._busy_idle = (busy, idle)
+        busy = self._read_ticks()
+        if self._updated_nano:
+            # Linear in both, so that the rounding of one update is made good by the next.
+            self._microjoules += self._idle_watts * elapsed / 1000
+            self._microjoules += self._tick_microjoules * max(0, busy - self._busy)
+        self._busy = busy
         self._updated_nano = monotonic_nano
         return Reading(int(self._microjoules), None)
 

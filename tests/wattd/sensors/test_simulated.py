@@ -1,5 +1,6 @@
 """Simulated hardware shows what real hardware would show of the power it is told to draw."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 
 from wattd.config import SimulatedConfig
 from wattd.control import Control
-from wattd.counter import Counter
+from wattd.counter import Counter as EnergyCounter
 from wattd.sensors.simulated import Simulated
-from wattd.values import Source
+from wattd.values import Domain, Source
 
 MILLISECOND = 1_000_000
 GPU, PACKAGE = 0, 2
@@ -33,7 +34,7 @@ def test_devices_say_that_they_are_simulated(control: Control) -> None:
     """By default 8 GPUs and 4 RAPL domains, each labelled."""
     channels = Simulated(SimulatedConfig(), control, 0).open()
     domains = [channel.device.domain for channel in channels]
-    assert (domains.count("gpu"), domains.count("package"), domains.count("dram")) == (8, 2, 2)
+    assert Counter(domains) == {Domain.GPU: 8, Domain.PACKAGE: 2, Domain.DRAM: 2}
     assert all(channel.device.source is Source.SIMULATED for channel in channels)
     assert len({channel.device.device for channel in channels}) == 12
 
@@ -67,7 +68,7 @@ def test_package_counter_wraps(control: Control) -> None:
     channel = node(control).open()[PACKAGE]
     counter_range = channel.device.counter_range_microjoules or 0
     control.set_watts(PACKAGE, 1900.0)
-    counter, now = Counter(counter_range), 0
+    counter, now = EnergyCounter(counter_range), 0
     for _ in range(1600):
         now += 100 * MILLISECOND
         total = counter.update(channel.read(now).energy_microjoules or 0, now)

@@ -5,7 +5,7 @@ Starts `wattd serve` on this machine's own sensors, distils SmolLM2-135M-Instruc
 parameters with its phases marked, scores both, stops the daemon, and asks the archive: a table, a check
 that its rows add up to the counter, a page. Leaves build/demo, new each time. `make demo` runs it.
 
-    .venv/bin/python scripts/demo
+    .venv/bin/python scripts/demo.py
 """
 
 import argparse
@@ -72,14 +72,15 @@ around as (
 select
     run_id, run, node, device,
     sum(sign * (before_joules
-        + (after_joules - before_joules) * (nano - before_nano) / (after_nano - before_nano))) as counter_joules
+        + (after_joules - before_joules) * (nano - before_nano) / (after_nano - before_nano)
+    )) as counter_joules
 from around
 group by all
 order by all
 """
 
 
-class Failed(Exception):
+class DemoError(Exception):
     """What went wrong, in one line."""
 
 
@@ -94,7 +95,7 @@ def main() -> int:
         with alone():
             demo()
         say(f"took {time.monotonic() - start:.0f} s; the page: {ROOT / 'build/demo/report.html'}")
-    except Failed as error:
+    except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -114,14 +115,14 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Failed("another demonstration runs in this checkout: wait for its end") from None
+            raise DemoError("another demonstration runs in this checkout: wait for its end") from None
         yield
 
 
 def demo() -> None:
     """Measure, then ask."""
     assets, out = ROOT / "build/cache", ROOT / "build/demo"
-    run("demo_assets", sys.executable, ROOT / "scripts/demo_assets", assets)
+    run("demo_assets", sys.executable, ROOT / "scripts/demo_assets.py", assets)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     archive, student = out / "archive", out / "distilled/student"
@@ -134,7 +135,15 @@ def demo() -> None:
         say("distilling SmolLM2-135M-Instruct into a student of 7 M parameters")
         words = ["--teacher", teacher, "--student", "tiny", "--text", text, "--output", out / "distilled"]
         words += ["--run", RUN, "--steps", STEPS, "--batch", 1, "--window", WINDOW, "--held-out", HELD_OUT]
-        run("kdclient distill", BIN / "kdclient", "distill", *words, "--checkpoint-every", 30, environment=environment)
+        run(
+            "kdclient distill",
+            BIN / "kdclient",
+            "distill",
+            *words,
+            "--checkpoint-every",
+            30,
+            environment=environment,
+        )
         for label, model in (("teacher", teacher), ("student", student)):
             say(f"asking the {label} {QUESTIONS} multiple-choice questions")
             words = [model, "--label", label, "--limit", QUESTIONS, "--run", f"evaluate-{label}"]
@@ -151,7 +160,16 @@ def daemon(archive: Path, log: Path) -> Iterator[str]:
     # A path of a Unix socket holds 107 bytes: a checkout may lie deeper.
     with tempfile.TemporaryDirectory(prefix="wattd-demo-") as folder, log.open("w") as errors:
         socket = f"{folder}/s"
-        command = [BIN / "wattd", "serve", "--archive", archive, "--socket", socket, "--metrics", "127.0.0.1:0"]
+        command = [
+            BIN / "wattd",
+            "serve",
+            "--archive",
+            archive,
+            "--socket",
+            socket,
+            "--metrics",
+            "127.0.0.1:0",
+        ]
         # This machine's sensors, whatever the configuration of an installed daemon says; and a process
         # group of its own, so that Ctrl-C reaches it through us.
         process = subprocess.Popen(
@@ -165,11 +183,11 @@ def daemon(archive: Path, log: Path) -> Iterator[str]:
             say(wait_ready(process, log))
             yield socket
             if process.poll() is not None:
-                raise Failed(f"wattd ended in mid-run with {process.returncode}: {last_line(log)}")
+                raise DemoError(f"wattd ended in mid-run with {process.returncode}: {last_line(log)}")
         finally:
             stop(process)
         if process.returncode != 0:
-            raise Failed(f"wattd did not stop cleanly ({process.returncode}): {last_line(log)}")
+            raise DemoError(f"wattd did not stop cleanly ({process.returncode}): {last_line(log)}")
 
 
 def wait_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
@@ -179,7 +197,7 @@ def wait_ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
         selector.register(process.stdout, selectors.EVENT_READ)
         line = process.stdout.readline().decode().strip() if selector.select(READY_SECONDS) else ""
     if not line:
-        raise Failed(f"wattd serve did not get ready: {last_line(log)}")
+        raise DemoError(f"wattd serve did not get ready: {last_line(log)}")
     return re.sub(r"archive=\S+ ?", "", line)
 
 
@@ -206,7 +224,7 @@ def check_sum(archive: Path) -> None:
     """Say for each run and device what the rows add up to, and what the counter says.
 
     Raises:
-        Failed: If they differ.
+        DemoError: If they differ.
     """
     phases = ask("phases", archive)
     rows: dict[tuple[str, str, str], float] = {}
@@ -218,16 +236,22 @@ def check_sum(archive: Path) -> None:
         added = rows.pop((counter["run_id"], counter["node"], counter["device"]), None)
         known = counter["counter_joules"]
         if added is None or known is None:
-            raise Failed(f"run {counter['run']}, {counter['device']}: rows {added}, counter {known}: one is missing")
+            raise DemoError(
+                f"run {counter['run']}, {counter['device']}: rows {added}, counter {known}: one is missing"
+            )
         difference = abs(round(added, 6) - round(known, 6))
         equal = difference <= max(CLOSURE_RATIO * abs(known), 1.5 * MICROJOULE)
         ratio = difference / known if known else difference
-        print(f"  {counter['run']:<20} {counter['device']:<14} rows {added:.6f} J, counter {known:.6f} J, "
-              f"relative difference {ratio:.1e}: {'they do' if equal else 'THEY DO NOT'}")
+        print(
+            f"  {counter['run']:<20} {counter['device']:<14} rows {added:.6f} J, counter {known:.6f} J, "
+            f"relative difference {ratio:.1e}: {'they do' if equal else 'THEY DO NOT'}"
+        )
         if not equal:
-            raise Failed(f"the rows of run {counter['run']} do not add up to the counter of {counter['device']}")
+            raise DemoError(
+                f"the rows of run {counter['run']} do not add up to the counter of {counter['device']}"
+            )
     if rows:
-        raise Failed(f"rows without a counter: {sorted(rows)}")
+        raise DemoError(f"rows without a counter: {sorted(rows)}")
 
 
 def ask(command: str, archive: Path, *words: str) -> list[dict[str, Any]]:
@@ -236,7 +260,7 @@ def ask(command: str, archive: Path, *words: str) -> list[dict[str, Any]]:
         [BIN / "wattq", command, archive, *words, "--json"], stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode != 0:
-        raise Failed(f"wattq {command} ended with {done.returncode} (its own line is above)")
+        raise DemoError(f"wattq {command} ended with {done.returncode} (its own line is above)")
     rows: list[dict[str, Any]] = json.loads(done.stdout)
     return rows
 
@@ -245,7 +269,7 @@ def run(what: str, *words: object, environment: dict[str, str] | None = None) ->
     """Run a command that speaks for itself."""
     done = subprocess.run(list(map(str, words)), env=environment, check=False)
     if done.returncode != 0:
-        raise Failed(f"{what} ended with {done.returncode} (its own line is above)")
+        raise DemoError(f"{what} ended with {done.returncode} (its own line is above)")
 
 
 def say(line: str) -> None:

