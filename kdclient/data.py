@@ -130,7 +130,7 @@ def _documents(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _records(path: Path, text: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

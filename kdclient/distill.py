@@ -28,6 +28,7 @@ from kdclient.progress import bar, end_bars
 _SAME = (
     "teacher", "student", "steps", "batch", "accumulate", "window", "held_out", "temperature",
     "cross_entropy", "learning_rate", "warm_up", "weight_decay", "clip", "seed",
+    "dtype",
 )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def distill(  # noqa: C901, PLR0912, PLR0915 - a training script reads from top 
             optimizer.zero_grad(set_to_none=True)
         steps.set_postfix(loss=f"{loss_sum.item():.3f}", refresh=False)
 
-        if (step + 1) % args.checkpoint_every == 0 and step + 1 < args.steps:
+        if (step + 1) % args.checkpoint_every == 0 or step + 1 == args.steps:
             with run.phase("checkpoint"):
                 state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"step": step + 1, "position": position, "random": _random_state()}
@@ -288,8 +289,13 @@ def _write_model(student: Any, tokenizer: Any, folder: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         student.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
-        shutil.rmtree(folder, ignore_errors=True)
+        # The old one goes last: whatever happens, one of the two is whole.
+        old = folder.with_suffix(".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
         beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write the student to {folder}: {error.strerror or error}") from error
 

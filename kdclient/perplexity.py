@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdclient.data import Windows
+from kdclient.errors import UserError
 from kdclient.progress import bar
 
 VERSION = "1"
@@ -30,6 +31,10 @@ class Perplexity(NamedTuple):
     n: int
 
 
+_MOST_NATS = 100.0
+"""A loss that no model of text has; exp() would still be finite."""
+
+
 @torch.no_grad()
 def perplexity(
     model: Any, windows: Windows, vocabulary: int, run: Any, *, batch: int, what: str = "evaluating"
@@ -43,6 +48,9 @@ def perplexity(
         run: Where phases are marked.
         batch: Windows at once.
         what: For the progress bar.
+
+    Raises:
+        UserError: No token counts, or the loss is not one of a model of text.
     """
     was_training = model.training
     model.eval()
@@ -63,9 +71,12 @@ def perplexity(
 def _summary(sums: Tensor, counts: Tensor) -> Perplexity:
     """Ratio estimator over windows, and its standard error by the delta method."""
     total = int(counts.sum())
-    mean = float(sums.sum()) / total if total else math.nan
-    # exp() overflows beyond 709: such a model has no perplexity that is worth a name.
-    value = math.exp(mean) if mean < 700 else math.inf
+    if not total:
+        raise UserError("no held-out token counts: give more text, or a larger --held-out")
+    mean = float(sums.sum()) / total
+    if not mean < _MOST_NATS:
+        raise UserError(f"the model has no perplexity: its mean loss on held-out text is {mean:.3g} nats")
+    value = math.exp(mean)
     windows = int((counts > 0).sum())
     if windows < 2:
         return Perplexity(value, None, total)

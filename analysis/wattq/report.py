@@ -1,6 +1,7 @@
 """`wattq report`: one HTML page that needs nothing but a browser."""
 
 import datetime as dt
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ MOST_RUNS = 12
 COUNTED = ("module", "gpu", "package", "dram", "node")
 # Colours of phases: told apart with any kind of colour vision, on white and on black.
 TONES = 7
+
+
+_ADDED = frozenset({"gpu", "package", "dram"})
+"""Domains whose energies make a total."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,26 @@ def _scaled(joules: float | None) -> str:
     return f"{numbers.number(joules)} J"
 
 
+def _total_half(rows: list[dict[str, Any]], devices: list[dict[str, Any]]) -> float | None:
+    """Returns the 95 % half-width of a run's energy, joules; `None` where there is nothing to add.
+
+    A device's counter over the run is known but for the run's two ends, whose uncertainty the row
+    `(outside)` has. An estimate is worth what its model is: that part does not average out over rows.
+    """
+    ratios = {(place["node"], place["device"]): place["uncertainty_ratio"] or 0.0 for place in devices}
+    totals = dict.fromkeys(ratios, 0.0)
+    square = 0.0
+    for row in rows:
+        key = row["node"], row["device"]
+        if row["domain"] not in _ADDED or key not in totals or row["energy_joules"] is None:
+            continue
+        totals[key] += row["energy_joules"]
+        if row["phase"] == "(outside)":
+            square += (row["energy_statistical_joules"] or 0.0) ** 2
+    square += sum((ratios[key] * joules) ** 2 for key, joules in totals.items())
+    return math.sqrt(square) or None
+
+
 def _row_text(row: dict[str, Any]) -> dict[str, Any]:
     joules, seconds = row["energy_joules"], row["duration_seconds"]
     width = _half(row)
@@ -174,7 +199,9 @@ def _run_section(archive: Archive, run: dict[str, Any], pictures: list[RunPictur
     told = {(row["node"], row["device"]) for row in rows}
     token, unit = numbers.per_token(run["energy_per_token_joules"])
     seconds = run["duration_seconds"]
+    half = _total_half(rows, devices)
     return run | {
+        "half_text": numbers.number(half, half),
         "rows": [_row_text(row) for row in rows],
         "nodes": nodes,
         "when": _when(places[0]["begin_time_unix_nano"] if places else None),

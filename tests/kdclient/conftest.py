@@ -37,7 +37,7 @@ def make_model(folder: Path, words: str, *, hidden: int = 32, padded: int = 0) -
         padded: Logits beyond the tokenizer's tokens.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-untyped]  # not typed
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())

@@ -146,3 +146,11 @@ def test_a_text_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The path is in the line."""
     with pytest.raises(UserError, match=r"no such file or folder: .*nowhere"):
         read(tmp_path / "nowhere")
+
+
+def test_line_separators_inside_a_text_are_text(tmp_path: Path) -> None:
+    """A JSON line ends with a newline and nothing else: U+2028 in a text does not break it."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"text": "a\u2028b" * 40}, ensure_ascii=False) + "\n", encoding="utf-8")
+    train, _ = read(path)
+    assert len(train) > 0

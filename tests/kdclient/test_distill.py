@@ -58,24 +58,33 @@ def same(one: Path, two: Path) -> bool:
 
 
 def test_phases_are_marked_in_the_order_of_the_work(distil: Distil) -> None:
-    """Evaluation, then steps, checkpoints between them, the student at the end and its evaluation."""
+    """Evaluation, steps with checkpoints, the last state and the student itself, and its evaluation."""
     code, marks = distil(steps=4, checkpoint_every=2)
     assert code == 0
     evaluation = ["eval"] * 2  # 4 windows held out, 2 at once
     steps = STEP * 2 + ["checkpoint"] + STEP * 2
-    assert marks.names() == evaluation * 2 + steps + ["checkpoint"] + evaluation
+    assert marks.names() == evaluation * 2 + steps + ["checkpoint"] * 2 + evaluation
     assert marks.runs == [{"name": "tiny-response-0", "method": "response", "seed": 0}]
 
 
 def test_tokens_are_those_worked_through(distil: Distil) -> None:
-    """Each pass over tokens says how many; loading, stepping and saving have none."""
+    """Each pass over tokens says how many, and a step those of its passes; loading and saving have none."""
     _, marks = distil(steps=3, accumulate=2)
     tokens = Counter[str]()
     for name, count in marks.phases:
         tokens[name] += count or 0
     assert tokens["teacher_forward"] == tokens["student_forward"] == tokens["backward"] == 3 * 2 * 2 * 16
     assert tokens["eval"] == 3 * 4 * 16
-    assert tokens["data_load"] == tokens["optimizer_step"] == tokens["checkpoint"] == 0
+    assert tokens["optimizer_step"] == tokens["backward"]
+    assert tokens["data_load"] == tokens["checkpoint"] == 0
+
+
+def test_killed_in_the_last_evaluation_it_need_not_train_again(distil: Distil, tmp_path: Path) -> None:
+    """The state after the last step is saved before anything else: resuming takes no step."""
+    assert distil(steps=3, output=tmp_path / "o")[0] == 0
+    code, marks = distil("--resume", steps=3, output=tmp_path / "o")
+    assert code == 0
+    assert "backward" not in marks.names()
 
 
 def test_the_student_learns(
