@@ -25,6 +25,7 @@ test-quick: setup  ## run the tests that take seconds
 
 .PHONY: check
 check: setup  ## linters, types, the direction of imports, SQL
+	@mkdir -p build
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy --no-error-summary
