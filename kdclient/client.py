@@ -1,6 +1,7 @@
 """The connection of a process to its daemon: a queue, and a thread that empties it."""
 
 import atexit
+import contextlib
 import os
 import struct
 import sys
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 _LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-")
 _MOST_LETTERS = 64
 _MOST_NAMES = 10_000
-_MOST_WARNINGS = 20
+_MOST_WARNINGS = 200
+_Path = str | os.PathLike[str]
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 
 
@@ -41,10 +43,10 @@ class Client:
         dropped: Phases that found the queue full, and were not told to the daemon yet.
     """
 
-    def __init__(self, socket: str | None, token_file: str | None, spool: str | None) -> None:
-        self.sockets = [socket] if socket else identity.sockets()
-        self.token_file = token_file or os.environ.get("WATTD_TOKEN_FILE")
-        self.spool = spool or identity.spool()
+    def __init__(self, socket: _Path | None, token_file: _Path | None, spool: _Path | None) -> None:
+        self.sockets = [os.fspath(socket)] if socket else identity.sockets()
+        self.token_file = os.fspath(token_file) if token_file else os.environ.get("WATTD_TOKEN_FILE")
+        self.spool = os.fspath(spool) if spool else identity.spool()
         self.names: dict[str, str] = {}
         self._warned = set[str]()
         self._sender: Sender | None = None
@@ -149,9 +151,18 @@ class Client:
 
         with self._lock:
             if self._sender is None:
-                self._sender = Sender(self)
-                self._sender.start()
-                _close_with_worker(self)
+                sender = Sender(self)
+                try:
+                    sender.start()
+                except RuntimeError:  # no thread is to be had: the training matters more
+                    self.append = self._drop
+                    self.queue.clear()
+                else:
+                    self._sender = sender
+                    _close_with_worker(self)
+                    return
+        if self._sender is None:
+            self.warn("no phase is marked: this process can't start another thread")
 
     def flush(self, seconds: float) -> bool:
         """Wait until all that was marked is on the daemon's disk, else in the spool.
@@ -191,8 +202,10 @@ class Client:
         """Say something once, on standard error."""
         if message not in self._warned and len(self._warned) < _MOST_WARNINGS:
             self._warned.add(message)
-            if sys.stderr is not None:  # as in a windowless program
-                print(f"wattd: {message}", file=sys.stderr, flush=True)
+            # None in a windowless program; closed or a broken pipe when a log has gone away.
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                sys.stderr.write(f"wattd: {message}\n")
+                sys.stderr.flush()
 
     def after_fork(self) -> None:
         """A forked child has a queue, a sender and an identity of its own."""
@@ -201,7 +214,9 @@ class Client:
         self._begin_anew()
 
 
-def connect(socket: str | None = None, token_file: str | None = None, spool: str | None = None) -> Client:
+def connect(
+    socket: _Path | None = None, token_file: _Path | None = None, spool: _Path | None = None
+) -> Client:
     """Get ready to mark runs; never fails and never waits.
 
     Args:

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from kdclient.link import Link, listens
 from kdclient.spool import MARKS, Counts, Orphan, orphans
 from wattd.v1 import marks_pb2
@@ -51,8 +53,12 @@ class _Courier:
                 if kind != MARKS:
                     results.append(body)
                     continue
+                try:
+                    request = marks_pb2.SendMarksRequest.FromString(body)
+                except DecodeError:  # whole, and yet no request: it would stop all that follow
+                    self._counts.refused += 1
+                    continue
                 self._link.send(body)
-                request = marks_pb2.SendMarksRequest.FromString(body)
                 self._counts.marks += len(request.runs) + len(request.phases)
                 self._in_flight += 1
                 if not self._wait(_IN_FLIGHT):
@@ -60,13 +66,27 @@ class _Courier:
             if not self._wait(0):
                 return False
             for body in results:
-                request_of = renamed(marks_pb2.SendResultsRequest.FromString(body), self._names)
-                if not self._link.send_results(request_of):
+                if not self._carry_results(body):
                     return False
-                self._counts.results += 1
         finally:
             self._link.close(seconds=1.0)
             self._counts.torn_bytes += self._orphan.torn_bytes
+        return True
+
+    def _carry_results(self, body: bytes) -> bool:
+        """Send results; False when they are to be sent again."""
+        try:
+            request = renamed(marks_pb2.SendResultsRequest.FromString(body), self._names)
+        except DecodeError:
+            self._counts.refused += 1
+            return True
+        if not self._link.send_results(request):
+            return False
+        if self._link.reason:
+            self._link.reason = ""
+            self._counts.refused += 1
+        else:
+            self._counts.results += 1
         return True
 
     def _wait(self, most: int) -> bool:

@@ -81,9 +81,11 @@ class _SynchronisedPhase(Phase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:  # after a failed kernel it would raise in the place of what is being raised
-            _synchronise()
-        super().__exit__(kind, error, trace)
+        try:
+            if kind is None:  # after a failed kernel it would raise in the place of what is being raised
+                _synchronise()
+        finally:
+            super().__exit__(kind, error, trace)
 
 
 def _synchronise() -> None:
@@ -120,7 +122,11 @@ class Run:
             name: 1 to 64 of the letters A-Z a-z 0-9 _ . : -
             tokens: Tokens processed in it, if known already; else set `phase.tokens` before its end.
         """
-        return self._kind(self, self.client.names.get(name) or self.client.check(name), tokens)
+        try:
+            sent = self.client.names.get(name) or self.client.check(name)
+        except TypeError:  # not even hashable: not a name, and no reason to stop a training
+            sent = self.client.check(str(name))
+        return self._kind(self, sent, tokens)
 
     def __enter__(self) -> Self:
         self.client.put(Edge(self, monotonic_ns(), is_end=False))

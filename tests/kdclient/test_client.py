@@ -1,6 +1,7 @@
 """What a training program sees of the client."""
 
 import gc
+import io
 import multiprocessing
 import os
 import subprocess
@@ -196,13 +197,21 @@ def test_a_full_queue_is_counted(
 ) -> None:
     """Marks that find neither queue nor memory are dropped, counted to the daemon, and said once."""
     monkeypatch.setattr("kdclient.encoding._MOST_QUEUED", 1_000)
+    marked = 0
     with client.run("r") as run:
-        for _ in range(100_000):
+        # The sender notices at its next look; from then on phases are counted instead of queued.
+        while client.append != client._drop:
             with run.phase("p"):
-                pass
+                marked += 1
+        for _ in range(1_000):
+            with run.phase("p"):
+                marked += 1
+        time.sleep(0.3)
+        with run.phase("p"):
+            marked += 1
     assert client.flush(20.0)
     assert recorder.dropped > 0
-    assert len(recorder.phases()) + recorder.dropped == 100_000
+    assert len(recorder.phases()) + recorder.dropped == marked
     assert capfd.readouterr().err.count("dropped") == 1
 
 
@@ -313,3 +322,41 @@ def test_threads_mark_at_once(recorder: Recorder, client: Client) -> None:
     assert len(pairs) == 500 * _THREADS
     assert len(set(pairs)) == _THREADS
     assert len({thread for _, thread in pairs}) == _THREADS
+
+
+def test_nothing_a_training_passes_can_raise(recorder: Recorder, client: Client) -> None:
+    """A name that is no text and tokens that refuse to be a number cost a warning, not the training."""
+
+    class Refuses:
+        def __int__(self) -> int:
+            raise KeyError("no")
+
+    with client.run("r") as run:
+        with run.phase(["a"]):  # type: ignore[arg-type]
+            pass
+        with run.phase("p") as phase:
+            phase.tokens = Refuses()  # type: ignore[assignment]
+    assert client.flush(10.0)
+    assert sorted(phase.name for phase in recorder.phases()) == ["__a__", "p"]
+
+
+def test_log_that_has_gone_away_is_no_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning to a standard error that is closed is lost, and nothing else."""
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr("sys.stderr", stream)
+    client.warn("nobody hears this")
+
+
+def test_process_without_threads_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, phases are counted as dropped and the training goes on."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("kdclient.sender.Sender.start", refuse)
+    client = kdclient.connect(tmp_path / "s", spool=tmp_path / "spool")
+    with client.run("r") as run, run.phase("p"):
+        pass
+    assert client.dropped == 1
+    client.close()
