@@ -94,6 +94,7 @@ class Tracker:
     __slots__ = (
         "_counter",
         "_energy_seen",
+        "_integrates",
         "_integrator",
         "_power_seen",
         "energy_microjoules",
@@ -111,6 +112,8 @@ class Tracker:
         self._power_seen = 0
         self._counter = Counter(device.counter_range_microjoules or 0)
         self._integrator = Integrator()
+        # Once and for all: a counter that is silent for a moment must not be mistaken for none.
+        self._integrates = device.counter_range_microjoules is None
 
     @property
     def resets(self) -> int:
@@ -142,7 +145,7 @@ class Tracker:
                 self.power_watts = watts
                 powers += (self.number, watts, nano, self._power_seen)
             self._power_seen = before_nano
-            if raw is None:
+            if self._integrates:
                 self._publish_energy(self._integrator.update(watts, nano), nano, energies)
                 self._energy_seen = before_nano
         self.read_nano = nano

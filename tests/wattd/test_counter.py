@@ -108,6 +108,15 @@ def test_blip_without_a_value_changes_nothing() -> None:
     assert len(energies) == len(powers) == 4
 
 
+def test_silent_counter_is_not_replaced_by_power() -> None:
+    """A counter that shows nothing for a moment while power is shown goes on where it was."""
+    tracker, energies, powers = Tracker(0, device(0)), list[int](), list[float]()
+    for number, raw in enumerate([10**12, None, None, 10**12 + 60_000_000], start=1):
+        tracker.take(Reading(raw, 300.0), number * SECOND, number * SECOND + 1, energies, powers)
+    assert energies[1::4] == [10**12, 10**12 + 60_000_000]
+    assert energies[7] == SECOND, "the edge may lie anywhere in the silence"
+
+
 def test_device_without_a_counter_gets_energy_from_power() -> None:
     """300 W for one second are 300 J, also where there is no counter."""
     tracker, energies, powers = Tracker(0, device(None)), list[int](), list[float]()
