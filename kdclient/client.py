@@ -192,6 +192,8 @@ class Client:
             self.append = self._append_first
         if sender is not None:
             sender.stop()
+            # Marks that follow are another client's: their numbers begin anew.
+            self.client_id = identity.random_id()
 
     def stray(self, message: str) -> None:
         """Count a begin or an end that means nothing, and say so once."""

@@ -20,7 +20,7 @@ _OPTIONS = [
     ("grpc.default_authority", "localhost"),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-_RESULT_SECONDS = 5.0
+_RESULT_SECONDS = 1.5
 
 
 def listens(path: str) -> bool:

@@ -37,6 +37,9 @@ class Phase:
         self.failed = False
 
     def __enter__(self) -> Self:
+        if self.begin_nano:
+            self.run.client.stray(f"phase {self.name} is entered again: use run.phase() anew each time")
+            return self
         # Queued once, at the begin; the sender looks at it again for the end.
         self.thread = get_ident()
         self.run.client.append(self)
@@ -47,6 +50,8 @@ class Phase:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         now = monotonic_ns()
+        if self.end_nano:
+            return
         if kind is not None:
             self.failed = True
         self.end_nano = now

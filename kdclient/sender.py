@@ -119,6 +119,7 @@ class Sender:
         if self._link is None:
             self._keep(now)
         else:
+            self._answer(monotonic())  # results may take long; who waits for marks need not
             self._send_results(self._link)
             if now - self._sent_at >= _HEARTBEAT_SECONDS:
                 self._sent_at = now

@@ -16,6 +16,9 @@ _MOST_CLIENTS = 4096
 _MOST_RUNS_A_CLIENT = 64
 _MOST_ENDED_RUNS = 1024
 _MOST_ENDED_JOBS = 64
+_MOST_SUM = 2**62
+"""Sums stop here: a checkpoint holds whole numbers of 64 bits, and must always be writable."""
+
 _MOST_REQUESTS = 1024
 _MOST_SAMPLER_EVENTS = 256
 
@@ -160,11 +163,11 @@ class State:
             return
         total = job.phases.get(line["phase"]) or job.total(line["phase"])
         if "tokens" in line:
-            total.tokens = (total.tokens or 0) + line["tokens"]
+            total.tokens = min((total.tokens or 0) + line["tokens"], _MOST_SUM)
         if number in client.closed:
             return  # its time was counted when the daemon closed it
         total.instances += 1
-        total.nanoseconds += end - line["begin_monotonic_nano"]
+        total.nanoseconds = min(total.nanoseconds + end - line["begin_monotonic_nano"], _MOST_SUM)
         if "closed_by" in line:
             client.closed.append(number)
 
@@ -206,9 +209,11 @@ class State:
         return state
 
     def of_earlier_boot(self) -> "State":
-        """What is still true after a boot: how far each client's marks are written, and results."""
+        """What is still true after a boot: how far each client's marks are written, its runs, and results."""
         state = State()
-        state.clients = {name: Client(sequence=client.sequence) for name, client in self.clients.items()}
+        for name, client in self.clients.items():
+            # The rest of such a client's marks may still lie in a spool: they name runs begun before.
+            state.clients[name] = Client(sequence=client.sequence, renamed=client.renamed, ranks=client.ranks)
         state.requests = self.requests
         return state
 
@@ -255,7 +260,8 @@ def lost_client_lines(state: State, client_id: str, ended_nano: int) -> list[dic
     ]
     for run_id, rank in client.ranks.items():
         run = state.runs.get(run_id)
-        if run and run.ranks[rank].client == client_id and run.ranks[rank].end_nano is None:
+        began = run.ranks.get(rank) if run else None
+        if began is not None and began.client == client_id and began.end_nano is None:
             line = {"type": "run_end", "client": client_id, "monotonic_nano": end, "run_id": run_id}
             lines.append({**line, "rank": rank, **tail})
     return lines

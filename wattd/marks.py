@@ -176,6 +176,8 @@ class Intake:
             return {**line, "type": "run_update", **checked_gpus(mark)}
         if mark.kind != marks_pb2.RUN_MARK_KIND_END:
             raise RefusedError("a run mark of no kind")
+        if rank not in run.ranks:
+            raise RefusedError(f"end of rank {rank} of run {run_id}, which has not begun here")
         if mark.monotonic_nano < run.ranks[rank].begin_nano:
             raise RefusedError(f"run {run_id}: it ends before it began")
         if run.ranks[rank].client != request.client_id:

@@ -179,6 +179,8 @@ def claims(
 def _book(account: Account, cuts: Cuts, ranks: frozenset[int], counter: Counter, gaps: Ints) -> None:
     """Adds one boot of a run on a device to its account."""
     phases, pieces, (start, stop, name) = cuts.of(ranks)
+    if not len(pieces.start):
+        return  # a run without duration, as of a process that died at once
     account.add(pieces.rows, share(counter, account.device, pieces, gaps))
     ends = counter.at(np.array(cuts.run.windows, dtype=np.int64).ravel())
     account.counter_joules += float((ends[1::2] - ends[::2]).sum())

@@ -185,6 +185,44 @@ def _energy(counter: Counter, pieces: Pieces, shift: int = 0) -> Floats:
     return np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows)).astype(np.float64)
 
 
+def _sharing_by_row(shared: _Exposure, around: Counter, device: Device, seconds: Floats) -> Floats:
+    """Bounds the sharing with what is known of the device's power at the time of each row, joules.
+
+    Where a row lies mostly in updates that it shares, the means that were seen are themselves mixed: the
+    power in it may have been far from all of them, and the wider bounds hold.
+    """
+    rows = len(seconds)
+    partly = shared.own < shared.span
+    mixed = np.bincount(shared.row[partly], weights=shared.own[partly], minlength=rows)
+    limit = device.power_limit_watts
+    clear, blurred = (
+        _sharing(shared, power_bounds(around, limit, blurred=is_blurred), rows)
+        for is_blurred in (False, True)
+    )
+    return np.where(mixed > seconds / 2, blurred, clear)
+
+
+def _unseen(counter: Counter, spots: Ints, window: tuple[int, int], device: Device) -> float:
+    """Returns the power that may be missing while nobody looked, watts; 0 where the counter counted on.
+
+    A hardware counter goes on while the daemon is down. An estimate, a reset or a wrap that nobody saw does
+    not: then the counter rose in the blind spots by less than half of what it rose by elsewhere.
+    """
+    if not len(spots):
+        return 0.0
+    begins, ends = (np.clip(spots[:, side], *window) for side in (0, 1))
+    blind_seconds = float((ends - begins).sum()) / NANO
+    whole_seconds = (window[1] - window[0]) / NANO
+    blind_joules = float(counter.rise(begins, ends).sum())
+    whole_joules = float(counter.rise(np.array([window[0]]), np.array([window[1]]))[0])
+    if not 0 < blind_seconds < whole_seconds:
+        return 0.0
+    elsewhere = (whole_joules - blind_joules) / (whole_seconds - blind_seconds)
+    if blind_joules >= elsewhere * blind_seconds / 2:
+        return 0.0
+    return power_bounds(counter, device.power_limit_watts, blurred=False)[1]
+
+
 def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Shares:
     """Shares a device's counter out to the rows of a run.
 
@@ -204,18 +242,19 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
     delay = delay_nano(device, counter.period)
     late, early = _energy(counter, pieces, delay), _energy(counter, pieces, -delay)
     shared = _exposure(counter, pieces)
-    mixed = float(shared.own[shared.own < shared.span].sum())
-    bounds = power_bounds(around, device.power_limit_watts, blurred=mixed > nanos.sum() / NANO / 2)
-    statistical = _sharing(shared, bounds, rows) + _edge_error(counter, pieces)
+    seconds = np.bincount(pieces.row, weights=nanos, minlength=rows) / NANO
+    statistical = _sharing_by_row(shared, around, device, seconds) + _edge_error(counter, pieces)
     spots = blind_spots(counter, gaps, [(begin, end)])
     blind = (blind_until(spots, pieces.stop) - blind_until(spots, pieces.start)).astype(np.float64)
+    blind_seconds = np.bincount(pieces.row, weights=blind, minlength=rows) / NANO
+    statistical += _unseen(counter, spots, (begin, end), device) * blind_seconds
     borders = np.append(True, (pieces.row[1:] != pieces.row[:-1]) | (pieces.start[1:] != pieces.stop[:-1]))
     return Shares(
-        seconds=np.bincount(pieces.row, weights=nanos, minlength=rows) / NANO,
+        seconds=seconds,
         joules=joules,
         statistical=statistical,
         response=np.maximum(np.abs(late - joules), np.abs(early - joules)),
-        blind_seconds=np.bincount(pieces.row, weights=blind, minlength=rows) / NANO,
+        blind_seconds=blind_seconds,
         max_gap_seconds=_longest(counter, pieces),
         stretches=np.bincount(pieces.row[borders], minlength=rows),
         updates=int(((counter.edge >= begin) & (counter.edge <= end)).sum()),

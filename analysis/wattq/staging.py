@@ -85,7 +85,7 @@ _GPU_STATES = """
 # GPUs of its job count, or all of the node. Everything else is cut by the lowest rank of the run on the node.
 _CLAIMS = """
     create or replace table staged_claims as
-    with ranks as (
+    with told as (
         select
             run_id, node, boot_id, coalesce("rank", 0) as "rank", min(local_rank) as local_rank,
             max(job_id) as job_id,
@@ -93,6 +93,13 @@ _CLAIMS = """
         from staged_events where type in ('run_begin', 'run_update') group by all
     ), known as (
         select distinct node, boot_id, device, domain from staged_devices
+    ), present as (
+        select node, boot_id, list(device) as devices from known group by all
+    ), ranks as (
+        -- UUIDs that name no device of the node (MIG instances, cut ones) say nothing: as if not told.
+        select told.* exclude (gpu_uuids),
+            case when list_has_any(told.gpu_uuids, present.devices) then told.gpu_uuids end as gpu_uuids
+        from told left join present using (node, boot_id)
     ), job_devices as (
         select distinct node, boot_id, job_id, unnest(devices) as device
         from staged_events where type = 'job_begin'

@@ -229,9 +229,25 @@ def test_gpus_become_known_by_an_update(study: Study) -> None:
     """A run_update tells which GPUs the run uses."""
     study.writer.events[0] |= {"gpu_uuids": [], "gpu_source": "unknown"}
     study.writer.mark(
-        "c0", "run_update", monotonic_nano=study.begin + 1, run_id="run-1", rank=0, gpu_uuids=["GPU-x"]
+        "c0", "run_update", monotonic_nano=study.begin + 1, run_id="run-1", rank=0, gpu_uuids=["GPU-aaaa"]
     )
-    assert by_phase(answer(study.writer.write())) == {}
+    assert by_phase(answer(study.writer.write()))["backward"]["reason"] is None
+
+
+def test_uuids_that_no_device_of_the_node_has_say_nothing(study: Study) -> None:
+    """A MIG instance's UUID is no device's: all GPUs count, and it is said, rather than none in silence."""
+    study.writer.events[0] |= {"gpu_uuids": ["MIG-1"], "gpu_source": "cuda_visible_devices"}
+    row = by_phase(answer(study.writer.write()))["backward"]
+    assert row["reason"] == "which GPUs the run used is not known: all were counted"
+
+
+def test_run_without_duration_does_not_hide_the_others(study: Study) -> None:
+    """A process that died at once leaves a run of no length: the other runs are answered all the same."""
+    begun = dict(study.writer.events[0])
+    study.writer.events.append({**begun, "client": "c9", "mark": 1, "run_id": "run-9"})
+    ended = {"type": "run_end", "client": "c9", "mark": 2, "run_id": "run-9", "rank": 0}
+    study.writer.events.append({**ended, "monotonic_nano": begun["monotonic_nano"]})
+    assert by_phase(answer(study.writer.write()))["backward"]["valid"]
 
 
 def test_nested_energy_is_in_the_inclusive_column(study: Study) -> None:

@@ -360,3 +360,24 @@ def test_process_without_threads_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         pass
     assert client.dropped == 1
     client.close()
+
+
+def test_marks_after_a_close_are_another_clients(recorder: Recorder, client: Client) -> None:
+    """A client that is closed and used again begins anew: nothing is taken for told already."""
+    for name in ("first", "second"):
+        with client.run("r") as run, run.phase(name):
+            pass
+        client.close()
+    assert [phase.name for phase in recorder.phases()] == ["first", "second"]
+
+
+def test_phase_entered_twice_is_marked_once(recorder: Recorder, client: Client) -> None:
+    """A phase object is one interval: entering it again is counted and changes nothing."""
+    with client.run("r") as run:
+        phase = run.phase("p")
+        for _ in range(3):
+            with phase:
+                pass
+    assert client.flush(10.0)
+    assert len(recorder.phases()) == 1
+    assert client.strays == 2
