@@ -58,6 +58,12 @@ class State:
         """Runs of this boot that have an open rank, oldest first."""
         return (run for run in self.runs.values() if not run.boot_id and run.is_open)
 
+    def clients_with_open(self) -> list[str]:
+        """Clients of this boot that have an open phase or run."""
+        return [
+            name for name, client in self.clients.items() if not client.boot_id and _has_open(self, client)
+        ]
+
     def open_phases(self, run_id: str) -> list[str]:
         """Names of a run's open phases, outermost first."""
         phases = [

@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -135,6 +135,19 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         self._log.append(lines)
         await self._log.commit()
         return marks_pb2.SendResultsResponse(accepted_results=count)
+
+    def expect(self, client_ids: Iterable[str]) -> None:
+        """Clients that an earlier server left with something open: they have as long to come back as any.
+
+        A restart closes nothing by itself. But one that died meanwhile will never have a stream that
+        ends; what it left open ends with its last mark.
+        """
+        loop = asyncio.get_running_loop()
+        for client_id in client_ids:
+            if client_id not in self._streams and client_id not in self._timers:
+                self._timers[client_id] = loop.call_later(
+                    self._lost_client_seconds, self._close_lost, client_id, 0
+                )
 
     def _arrive(self, client_id: str) -> None:
         self._streams[client_id] = self._streams.get(client_id, 0) + 1

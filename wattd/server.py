@@ -149,6 +149,7 @@ class _Server:
             owner.bind(server)
             self._archive.start()
             await server.start()
+            self._marks.expect(self._state.clients_with_open())
             answer = {"ready": True, "socket": str(owner.path), "metrics": self._metrics.address}
             _say(ready_fd, {**answer, "archive": str(self._config.archive)})
             asyncio.get_running_loop().add_reader(lifeline_fd, _watch, lifeline_fd, ended)

@@ -155,6 +155,27 @@ def test_a_delivered_spool_closes_what_is_open_with_its_last_mark(
     _run(tmp_path, scenario)
 
 
+def test_a_client_that_died_while_the_daemon_was_down_is_closed(tmp_path: Path) -> None:
+    """A restart closes nothing, but who does not come back within the grace is closed at its last mark."""
+
+    async def scenario(world: _World) -> None:
+        marker = Marker()
+        begin = _NOW - 1000
+        await world.send(marker.request(marker.begin_run(nano=begin), marker.open_phase("eval", begin=begin)))
+        world.marks.stop()  # the old server's timers go with it
+        await asyncio.sleep(0.3)
+        assert len(world.disk.lines) == 2
+        assert world.state.clients_with_open()
+        world.marks.expect(world.state.clients_with_open())
+        await asyncio.sleep(0.3)
+        closed = [line for line in world.disk.lines if "closed_by" in line]
+        assert [line["type"] for line in closed] == ["phase", "run_end"]
+        assert closed[0]["end_monotonic_nano"] == begin
+        assert world.state.clients_with_open() == []
+
+    _run(tmp_path, scenario)
+
+
 def test_a_server_that_stops_closes_nothing(tmp_path: Path) -> None:
     """A stream that ends because the daemon does says nothing about its client."""
     worlds = []
