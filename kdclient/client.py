@@ -41,6 +41,8 @@ class Client:
         names: Names that were checked: as given -> as sent.
         strays: Ends without a begin, and begins after a begin.
         dropped: Phases that found the queue full, and were not told to the daemon yet.
+        spool_only: A forked child of a process that used gRPC: it leaves its marks to its parent.
+        has_children: This process was forked; what its children spooled is to be delivered.
     """
 
     def __init__(self, socket: _Path | None, token_file: _Path | None, spool: _Path | None) -> None:
@@ -49,6 +51,8 @@ class Client:
         self.spool = os.fspath(spool) if spool else identity.spool()
         self.names: dict[str, str] = {}
         self._warned = set[str]()
+        # gRPC does not survive a fork: its child may only write the spool, which the parent delivers.
+        self.spool_only = self.has_children = False
         self._sender: Sender | None = None
         self._begin_anew()
         _clients.add(self)
@@ -213,6 +217,8 @@ class Client:
         """A forked child has a queue, a sender and an identity of its own."""
         if self._sender is not None:
             self._sender.abandon()
+        self.spool_only = "grpc" in sys.modules
+        self.has_children = False
         self._begin_anew()
 
 
@@ -244,10 +250,15 @@ def _after_fork() -> None:
         client.after_fork()
 
 
+def _after_fork_in_parent() -> None:
+    for client in list(_clients):
+        client.has_children = True
+
+
 def _at_exit() -> None:
     for client in list(_clients):
         client.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork, after_in_parent=_after_fork_in_parent)
 atexit.register(_at_exit)

@@ -9,6 +9,8 @@ from queue import SimpleQueue
 
 # Before gRPC is imported, which reads it: it would print a line for each attempt to reach a daemon.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# Its fork handlers can crash a forked child (seen: SIGSEGV, SIGABRT); ours never uses gRPC.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc
 

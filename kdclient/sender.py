@@ -19,6 +19,7 @@ FLUSH_SECONDS = 0.1
 _HEARTBEAT_SECONDS = 4.0
 _MOST_BACK_OFF_SECONDS = 1.0
 _SYNC_SECONDS = 1.0
+_DELIVERY_SECONDS = 2.0
 
 _abandoned: "list[Sender]" = []
 """Senders of the parent, in a forked child: never finalised, for gRPC's threads are not here."""
@@ -45,6 +46,8 @@ class Sender:
         self._renamed: dict[str, str] = {}
         self._retry_at = self._flush_at = self._sync_at = self._sent_at = 0.0
         self._back_off = FLUSH_SECONDS
+        self._delivery: threading.Thread | None = None
+        self._delivery_at = 0.0
         self._said_down = self._answered = False
         self._spool = spool.Spool(client.spool, client.client_id)
         self._encoder: Encoder
@@ -99,6 +102,8 @@ class Sender:
             except Exception as error:  # noqa: BLE001 - the training must not see it, nor be left unmarked
                 self._client.warn(f"marks are delayed by a fault: {type(error).__name__}: {error}")
         if self._link is not None:
+            if self._client.has_children:
+                self._deliver()
             self._link.close(seconds=0.5)
         self._outbox.leave()
 
@@ -113,7 +118,7 @@ class Sender:
                 else:
                     self._outbox.add(item)
                     self._exchange()
-        if self._link is None and now >= self._retry_at:
+        if self._link is None and now >= self._retry_at and not self._client.spool_only:
             self._connect(now)
         self._exchange()
         if self._link is None:
@@ -121,6 +126,8 @@ class Sender:
         else:
             self._answer(monotonic())  # results may take long; who waits for marks need not
             self._send_results(self._link)
+            if self._client.has_children and now >= self._delivery_at:
+                self._start_delivery(now)
             if now - self._sent_at >= _HEARTBEAT_SECONDS:
                 self._sent_at = now
                 self._link.send(self._encoder.heartbeat())
@@ -185,12 +192,17 @@ class Sender:
         """A daemon is there: what others have left for it is carried by a thread of its own."""
         if self._said_down:
             self._client.warn(f"the daemon at {self._socket} is there; marks are delivered")
-        threading.Thread(
-            target=spool.deliver,
-            args=(self._socket, self._client.spool, self._client.token_file),
-            name="wattd-delivery",
-            daemon=True,
-        ).start()
+        self._start_delivery(monotonic())
+
+    def _start_delivery(self, now: float) -> None:
+        """Deliver what others left, unless that is under way."""
+        self._delivery_at = now + _DELIVERY_SECONDS
+        if self._delivery is None or not self._delivery.is_alive():
+            self._delivery = threading.Thread(target=self._deliver, name="wattd-delivery", daemon=True)
+            self._delivery.start()
+
+    def _deliver(self) -> None:
+        spool.deliver(self._socket, self._client.spool, self._client.token_file)
 
     def _lost(self, link: "Link") -> None:
         link.close()

@@ -2,7 +2,6 @@
 
 import gc
 import io
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -228,54 +227,6 @@ def test_a_client_is_not_kept_alive(tmp_path: Path) -> None:
 def _work(run: kdclient.Run, number: int) -> None:
     with run.phase("worker", tokens=number):
         time.sleep(0.01)
-
-
-def test_a_forked_child_marks_for_itself(recorder: Recorder, client: Client) -> None:
-    """A child of os.fork has an identity, a queue and a sender of its own, within the parent's run."""
-    with client.run("r") as run:
-        with run.phase("parent"):
-            client.flush(5.0)
-            child = os.fork()
-            if child == 0:
-                _work(run, 1)
-                os._exit(0 if client.flush(5.0) else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        _work(run, 2)
-    own = {mark.tokens: client_id for client_id, mark in recorder.marks if mark in recorder.phases("worker")}
-    assert own[2] == client.client_id != own[1]
-    assert {mark.run_id for mark in recorder.phases()} == {run.run_id}
-    joined = [mark for client_id, mark in recorder.marks if client_id == own[1] and mark in recorder.runs()]
-    assert [(mark.kind, mark.run_id) for mark in joined] == [(4, run.run_id)]
-    assert len(recorder.phases("parent")) == len(recorder.runs(2)) == 1
-
-
-def test_a_child_that_leaves_the_run_does_not_end_it(recorder: Recorder, client: Client) -> None:
-    """The run is its parent's: a child that runs out of the with statement ends nothing."""
-    with client.run("r") as run:
-        client.flush(5.0)
-        child = os.fork()
-        if child == 0:
-            run.__exit__(None, None, None)
-            client.flush(2.0)
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert not recorder.runs(2)
-    assert len(recorder.runs(2)) == 1
-
-
-def test_workers_of_multiprocessing(recorder: Recorder, client: Client) -> None:
-    """What forked workers marked arrives although they end without atexit."""
-    context = multiprocessing.get_context("fork")
-    with client.run("r") as run:
-        client.flush(5.0)
-        workers = [context.Process(target=_work, args=(run, number)) for number in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join(20)
-            assert worker.exitcode == 0
-    assert sorted(mark.tokens for mark in recorder.phases("worker")) == [0, 1, 2, 3]
-    assert len({client_id for client_id, _ in recorder.marks}) == 5
 
 
 _SPAWN = """
