@@ -43,10 +43,7 @@ print("bad", bad)
 def test_forked_children_mark_for_themselves_within_their_parents_run(tmp_path: Path) -> None:
     """Each child has an identity of its own, none is harmed, all arrives once, and the run ends once."""
     with Daemon(tmp_path) as daemon:
-        environment = os.environ | {
-            "WATTD_SOCKET": str(daemon.socket),
-            "WATTD_SPOOL": str(tmp_path / "spool"),
-        }
+        own = {"WATTD_SOCKET": str(daemon.socket), "WATTD_SPOOL": str(tmp_path / "spool")}
         done = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
             env=os.environ | own,
