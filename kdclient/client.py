@@ -213,6 +213,12 @@ class Client:
                 sys.stderr.write(f"wattd: {message}\n")
                 sys.stderr.flush()
 
+    def before_fork(self) -> None:
+        """Let the sender finish its imports, which a forked child could not."""
+        sender = self._sender
+        if sender is not None and sender.works():
+            sender.await_loaded()
+
     def after_fork(self) -> None:
         """A forked child has a queue, a sender and an identity of its own."""
         if self._sender is not None:
@@ -245,6 +251,11 @@ def _close_with_worker(client: Client) -> None:
         util.Finalize(None, client.close, exitpriority=1)
 
 
+def _before_fork() -> None:
+    for client in list(_clients):
+        client.before_fork()
+
+
 def _after_fork() -> None:
     for client in list(_clients):
         client.after_fork()
@@ -260,5 +271,5 @@ def _at_exit() -> None:
         client.close()
 
 
-os.register_at_fork(after_in_child=_after_fork, after_in_parent=_after_fork_in_parent)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork, after_in_parent=_after_fork_in_parent)
 atexit.register(_at_exit)

@@ -19,6 +19,7 @@ FLUSH_SECONDS = 0.1
 _HEARTBEAT_SECONDS = 4.0
 _MOST_BACK_OFF_SECONDS = 1.0
 _SYNC_SECONDS = 1.0
+_LOAD_SECONDS = 2.0
 _DELIVERY_SECONDS = 2.0
 
 _abandoned: "list[Sender]" = []
@@ -38,6 +39,7 @@ class Sender:
     def __init__(self, client: "Client") -> None:
         self._client = client
         self._event = threading.Event()
+        self._loaded = threading.Event()
         self._hurry = self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="wattd-sender", daemon=True)
         self._link: Link | None = None
@@ -81,6 +83,7 @@ class Sender:
         """Load what is needed; where that fails nothing can be marked, and the training goes on."""
         try:
             from kdclient.encoding import Encoder  # noqa: PLC0415 - protobuf is not the training's to wait for
+            from kdclient.link import Link  # noqa: F401, PLC0415 - grpc too, see `await_loaded`
             from kdclient.outbox import Outbox  # noqa: PLC0415 - likewise
 
             self._outbox = Outbox(self._spool, self._client.warn)
@@ -89,7 +92,13 @@ class Sender:
             self._client.warn(f"no phase is marked: {type(error).__name__}: {error}")
             self._client.overflow()
             return False
+        finally:
+            self._loaded.set()
         return True
+
+    def await_loaded(self) -> None:
+        """Wait, not for long, until everything is imported: a fork in the middle of it leaves halves."""
+        self._loaded.wait(_LOAD_SECONDS)
 
     def _loop(self) -> None:
         if not self._prepare():

@@ -21,11 +21,18 @@ class Daemon:
         ready: What its first line says, by key (`socket`, `metrics`, `archive`, `sensors`, `devices`).
     """
 
-    def __init__(self, folder: Path, *words: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        environment: dict[str, str] | None = None,
+        executable: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.archive = folder / "archive"
         self.socket = folder / "s"
         self._log = folder / "log"
+        self._command = [str(executable)] if executable else [sys.executable, "-m", "wattd"]
         self._words = ["--archive", str(self.archive), "--socket", str(self.socket), *words]
         if "--metrics" not in words:
             self._words += ["--metrics", "127.0.0.1:0"]
@@ -54,7 +61,7 @@ class Daemon:
         """Start it and wait for its line."""
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "wattd", "serve", *self._words],
+                [*self._command, "serve", *self._words],
                 env=self._environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -51,7 +51,8 @@ class Server:
         inherited = (self._ring.fd, self._control.fd, lifeline, ready)
         for fd in inherited:
             os.set_inheritable(fd, True)
-        command = [sys.executable, "-m", "wattd", "_server", *map(str, inherited)]
+        # -P: nothing is imported from the folder it happens to be started in, which may be anybody's.
+        command = [sys.executable, "-P", "-m", "wattd", "_server", *map(str, inherited)]
         self.pid = os.posix_spawn(sys.executable, command, os.environ, setsigmask=())
         for fd in inherited:
             os.set_inheritable(fd, False)

@@ -17,8 +17,7 @@ bad = 0
 def work(number):
     with run.phase("worker", tokens=number):
         time.sleep(0.005)
-with client.run("r") as run:
-    client.flush(5.0)
+with client.run("r") as run:  # and at once a fork: the sender is still importing
     for number in range(20):
         with run.phase("parent"):
             pass

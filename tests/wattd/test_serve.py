@@ -178,6 +178,20 @@ def test_archive_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "a") in message
 
 
+def test_nothing_is_imported_from_the_folder_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file named like a module, in a folder that may be anybody's, is not run by the daemon."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for name in ("random.py", "pathlib.py", "grpc.py"):
+        (trap / name).write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    monkeypatch.chdir(trap)
+    with Daemon(tmp_path / "d", executable=Path(sys.executable).with_name("wattd")) as daemon:
+        assert daemon.stop() == 0
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_stale_socket_is_taken_over(daemon: Daemon) -> None:
     """The socket that a daemon left behind, killed sampler, server and all, is no obstacle."""
     os.killpg(daemon.process.pid, signal.SIGKILL)
