@@ -178,6 +178,14 @@ def _build(values: dict[str, Any], where: Any) -> Config:
         raise UserError(f"{where('node')}: a node name has 1 to 64 letters, digits, '_', '.' or '-'", 2)
     if config.metrics and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}", config.metrics):
         raise UserError(f"{where('metrics')}: give HOST:PORT, for example 127.0.0.1:9477", 2)
+    if config.metrics and int(config.metrics.rpartition(":")[2]) > 65535:
+        raise UserError(f"{where('metrics')}: a port is a number up to 65535", 2)
+    if len(set(config.sensors)) < len(config.sensors):
+        raise UserError(f"{where('sensors')}: a sensor is named twice", 2)
+    if {"simulated"} < set(config.sensors):
+        raise UserError(f"{where('sensors')}: simulated devices stand alone, not beside real ones", 2)
+    if config.simulated.gpus < 0 or config.simulated.packages < 0:
+        raise UserError(f"{where('simulated.gpus')}: give a number of devices, 0 or more", 2)
     if config.segment_bytes < 4096 or config.segment_seconds < 1:
         raise UserError(f"{where('segment_bytes')}: a segment has at least 4096 bytes and 1 second", 2)
     return config

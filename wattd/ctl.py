@@ -65,7 +65,7 @@ def fetch_status(sockets: Sequence[Path]) -> telemetry_pb2.GetStatusResponse:
         UserError: None does.
     """
     for path in sockets:
-        if not path.exists():
+        if not _is_there(path):
             continue
         with grpc.insecure_channel(f"unix:{path.absolute()}") as channel:
             stub = telemetry_pb2_grpc.TelemetryServiceStub(channel)
@@ -77,6 +77,26 @@ def fetch_status(sockets: Sequence[Path]) -> telemetry_pb2.GetStatusResponse:
                     raise UserError(f"the daemon at {path} does not answer; look at its messages") from error
     tried = " or ".join(str(path) for path in sockets)
     raise UserError(f"no daemon at {tried}; start one: wattd serve (or name its socket: --socket PATH)")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a socket.
+
+    Raises:
+        UserError: There is one that this user may not open.
+    """
+    try:
+        path.stat()
+    except PermissionError as error:
+        raise UserError(
+            f"socket {path}: its folder may not be entered by this user; ask its owner"
+        ) from error
+    except OSError:
+        return False
+    if not os.access(path, os.W_OK):
+        owner = path.owner()
+        raise UserError(f"socket {path}: it is {owner}'s alone; run wattctl as {owner}")
+    return True
 
 
 def as_json(status: telemetry_pb2.GetStatusResponse) -> dict[str, Any]:
@@ -232,16 +252,16 @@ def _duration(seconds: float) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the `wattctl` command and return its exit code."""
     arguments = _parser().parse_args(words)
-
     try:
         status = as_json(fetch_status(_candidates(arguments.socket, dict(os.environ))))
     except UserError as error:
         print(f"wattctl: {error}", file=sys.stderr)
         return error.code
-    if arguments.json or arguments.format == "json":
-        print(json.dumps(status, indent=2))
-    else:
-        print(as_table(status))
+    as_wanted = arguments.json or arguments.format == "json"
+    try:
+        print(json.dumps(status, indent=2) if as_wanted else as_table(status), flush=True)
+    except BrokenPipeError:  # as in `wattctl status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -9,6 +9,9 @@ with device_totals as (
         domain,
         max(source) as source, -- noqa: RF04
         sum(energy_joules) as energy_joules,
+        -- (unresolved) repeats the time of the rows it stands for.
+        sum(case when phase <> '(unresolved)' then duration_seconds * coalesce(coverage_ratio, 0) end)
+        / nullif(sum(case when phase <> '(unresolved)' then duration_seconds end), 0) as covered_ratio,
         min(case when energy_joules is null and phase = '(unresolved)' then 0 else 1 end) as known
     from phase_energy
     group by run_id, node, device, domain
@@ -31,6 +34,7 @@ counted as (
         device_totals.domain,
         device_totals.source,
         device_totals.energy_joules,
+        device_totals.covered_ratio,
         device_totals.known
     from device_totals
     inner join node_domains
@@ -48,7 +52,8 @@ totals as (
         run_id,
         count(distinct node) as node_count,
         sum(energy_joules) as known_energy_joules,
-        min(known) as known,
+        min(case when covered_ratio < 0.5 then 0 else known end) as known,
+        min(covered_ratio) as covered_ratio,
         sum(case when domain = 'gpu' then energy_joules end) as gpu_energy_joules,
         sum(case when domain = 'package' then energy_joules end) as package_energy_joules,
         sum(case when domain = 'dram' then energy_joules end) as dram_energy_joules,
@@ -133,6 +138,10 @@ answers as (
         end as energy_per_token_joules,
         case
             when totals.run_id is null then 'no device of the run has a counter'
+            when totals.covered_ratio < 0.99
+                then
+                    'readings cover ' || cast(cast(floor(100 * totals.covered_ratio) as integer) as varchar)
+                    || ' % of the run: what nobody saw may be missing'
             when totals.known = 0 then 'the energy of a device is not known: see its rows in phase_energy'
         end as reason
     from heads

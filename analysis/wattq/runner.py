@@ -161,6 +161,8 @@ class Archive:
         Raises:
             UserError: The query is wrong; the message has the position.
         """
+        if not sql.strip(" \n\t;"):
+            raise UserError("there is no SQL: give a query, as in wattq sql ARCHIVE 'select * from runs'", 2)
 
         def work() -> Answer:
             if _ENERGY.search(sql):

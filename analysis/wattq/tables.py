@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -26,7 +27,15 @@ def console() -> Console:
 
 def print_json(records: Iterable[dict[str, Any]]) -> None:
     """Prints rows as a list of JSON objects, one to a line."""
-    lines = (json.dumps(record, default=str, allow_nan=False, ensure_ascii=False) for record in records)
+    # JSON knows neither infinity nor NaN, and neither is a number that anybody could use.
+    finite = (
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        for record in records
+    )
+    lines = (json.dumps(record, default=str, allow_nan=False, ensure_ascii=False) for record in finite)
     print("[" + ",\n ".join(lines) + "]")
 
 
