@@ -234,3 +234,28 @@ def test_share_is_whole_only_when_nothing_is_missing() -> None:
     assert numbers.share(0.9997) == "99.9 %"
     assert numbers.share(1.0) == "100 %"
     assert numbers.share(None) == "-"
+
+
+def test_query_that_is_empty_is_refused(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """No SQL is wrong usage, in one line."""
+    status, out, err = run(capsys, "sql", str(study.writer.write()), " ; ")
+    assert (status, out) == (2, "")
+    assert one_line(err)
+
+
+def test_what_is_no_number_is_null_in_json(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """Infinity and NaN are not JSON: null."""
+    query = "select 'inf'::double as a, 'nan'::double as b, 1.5 as c"
+    status, out, _ = run(capsys, "sql", str(study.writer.write()), query, "--json")
+    assert status == 0
+    assert json.loads(out) == [{"a": None, "b": None, "c": 1.5}]
+
+
+def test_total_says_what_nobody_saw(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that began long before the first reading has a total with a reason, not a bare number."""
+    begin = study.writer.events[0]["monotonic_nano"]
+    study.writer.events[0]["monotonic_nano"] = begin - (study.end - study.begin) // 3
+    status, out, _ = run(capsys, "runs", str(study.writer.write()), "--json")
+    assert status == 0
+    (row,) = json.loads(out)
+    assert "of the run: what nobody saw may be missing" in row["reason"]
