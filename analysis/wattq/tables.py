@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +26,11 @@ def console() -> Console:
     return probe if probe.is_terminal else Console(width=_FILE_WIDTH)
 
 
+def _plain(value: Any) -> float | str:
+    """Returns what JSON has for a value that it does not know: a decimal is a number, all else a text."""
+    return float(value) if isinstance(value, Decimal) else str(value)
+
+
 def print_json(records: Iterable[dict[str, Any]]) -> None:
     """Prints rows as a list of JSON objects, one to a line."""
     # JSON knows neither infinity nor NaN, and neither is a number that anybody could use.
@@ -35,7 +41,7 @@ def print_json(records: Iterable[dict[str, Any]]) -> None:
         }
         for record in records
     )
-    lines = (json.dumps(record, default=str, allow_nan=False, ensure_ascii=False) for record in finite)
+    lines = (json.dumps(record, default=_plain, allow_nan=False, ensure_ascii=False) for record in finite)
     print("[" + ",\n ".join(lines) + "]")
 
 
