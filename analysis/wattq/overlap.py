@@ -202,6 +202,15 @@ def _sharing_by_row(shared: _Exposure, around: Counter, device: Device, seconds:
     return np.where(mixed > seconds / 2, blurred, clear)
 
 
+def _highest_mean(counter: Counter, device: Device) -> float:
+    """Returns the most that the device can have drawn over a second or more, watts: as seen, and a tenth."""
+    first, last = int(counter.edge[0]), int(counter.edge[-1])
+    ticks = np.arange(first, last, NANO, dtype=np.int64)
+    if len(ticks) < 3:
+        return power_bounds(counter, device.power_limit_watts, blurred=False)[1]
+    return float(1.1 * np.diff(counter.at(ticks)).max())
+
+
 def _unseen(counter: Counter, spots: Ints, window: tuple[int, int], device: Device) -> float:
     """Returns the power that may be missing while nobody looked, watts; 0 where the counter counted on.
 
@@ -220,7 +229,7 @@ def _unseen(counter: Counter, spots: Ints, window: tuple[int, int], device: Devi
     elsewhere = (whole_joules - blind_joules) / (whole_seconds - blind_seconds)
     if blind_joules >= elsewhere * blind_seconds / 2:
         return 0.0
-    return power_bounds(counter, device.power_limit_watts, blurred=False)[1]
+    return _highest_mean(counter, device)
 
 
 def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Shares:

@@ -266,3 +266,28 @@ def test_blind_spots_are_disjoint() -> None:
     spots = blind_spots(counter, np.array([[3 * NANO, 14 * NANO]], dtype=np.int64), [(0, 20 * NANO)])
     assert (spots[1:, 0] > spots[:-1, 1]).all()
     assert spots[-1, 1] == 20 * NANO
+
+
+@pytest.mark.parametrize("lost_ms", [1_000, 3_000, 5_000, 9_000])
+def test_energy_that_nobody_counted_is_in_the_interval_or_refused(lost_ms: int) -> None:
+    """A counter that stood still in a gap: the interval reaches the truth, or there is no number."""
+    end, begin = 15_000, 5_000
+    edges = [-1_000 * MILLI, begin * MILLI, (begin + lost_ms) * MILLI, (end + 1_000) * MILLI]
+    counter = counter_of(edges, [200.0, 0.0, 200.0], 100 * MILLI, begin=-1_000 * MILLI)
+    gaps = np.array([[begin * MILLI, (begin + lost_ms) * MILLI]], dtype=np.int64)
+    row = account_of(counter, [(0, end * MILLI, 0, 0)], end * MILLI, gaps=gaps)["a"]
+    assert row["valid"] or lost_ms > 3_000
+    if row["valid"]:
+        assert row["energy_high_joules"] >= 200.0 * end / 1000
+    else:
+        assert row["reason"]
+
+
+def test_counter_that_counted_on_over_a_gap_loses_nothing() -> None:
+    """A hardware counter that went on while nobody looked needs no wider interval for it."""
+    end = 15_000 * MILLI
+    counter = counter_of([-1_000 * MILLI, end + 1_000 * MILLI], [200.0], 100 * MILLI, begin=-1_000 * MILLI)
+    gaps = np.array([[5_000 * MILLI, 8_000 * MILLI]], dtype=np.int64)
+    row = account_of(counter, [(0, end, 0, 0)], end, gaps=gaps)["a"]
+    assert row["energy_joules"] == pytest.approx(3_000, rel=1e-3)
+    assert row["energy_high_joules"] - row["energy_joules"] < 30
