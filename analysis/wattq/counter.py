@@ -8,6 +8,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_ROUNDING_NANO = 5_000
+"""Two times of the same reading in an archive lie closer than this."""
+
 NANO = 1_000_000_000
 # Stands for a time that is not known.
 UNKNOWN = -1
@@ -132,7 +135,9 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
         readings: The readings.
         update_nano: Nominal update period of the sensor, nanoseconds.
     """
-    order = np.argsort(readings.read, kind="stable")
+    # The copy of a counter in a line of each second has no earlier side, and its time is rounded otherwise
+    # than that of the update itself, which must come first.
+    order = np.argsort(readings.read + np.where(readings.old == UNKNOWN, _ROUNDING_NANO, 0), kind="stable")
     read, old, energy = readings.read[order], readings.old[order], readings.energy[order]
     before = np.concatenate([read[:1], read[:-1]])
     known = np.maximum.accumulate(energy) if len(energy) else energy

@@ -75,11 +75,18 @@ def _windows(
         with begins as (
             select client, coalesce(restarts, 0) as restarts, min(monotonic_nano) as begun from staged_events
             where type = 'run_begin' and {where} group by all
+        ), starts as (
+            -- One client may resume what it ended before: an end belongs to the start before it.
+            select *, lead(begun) over (partition by client order by begun) as begun_again from begins
         ), ends as (
-            select client, max(monotonic_nano) as ended from staged_events where type = 'run_end' and {where}
+            select starts.client, starts.begun, max(monotonic_nano) as ended
+            from starts inner join staged_events on starts.client = staged_events.client
+            where type = 'run_end' and {where} and monotonic_nano >= begun
+                and (begun_again is null or monotonic_nano <= begun_again)
             group by all
         )
-        select min(begun), max(coalesce(ended, {fallback[1]})) from begins left join ends using (client)
+        select min(begun), max(coalesce(ended, begun_again, {fallback[1]}))
+        from starts left join ends using (client, begun)
         group by restarts
     """).fetchall()  # noqa: S608 quoted
     limits = np.array(found or [fallback], dtype=np.int64)

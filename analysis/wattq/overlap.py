@@ -72,12 +72,14 @@ class _Exposure:
     """What rows have of the intervals between edges that no row has alone; arrays with one entry a pair.
 
     Attributes:
+        interval: Number of the interval.
         row: Number of the row.
         own: Time of the row in the interval, seconds.
         span: Length of the interval, seconds.
         energy: What the counter rose in it, joules; `nan` before the first edge and after the last.
     """
 
+    interval: Ints
     row: Ints
     own: Floats
     span: Floats
@@ -110,11 +112,17 @@ def _exposure(counter: Counter, pieces: Pieces) -> _Exposure:
     known = (interval > 0) & (interval < last)
     energy = np.full(len(first), np.nan)
     energy[known] = counter.energy[interval[known]] - counter.energy[interval[known] - 1]
-    return _Exposure(key[first] % count, time / NANO, (ends - begin) / NANO, energy)
+    return _Exposure(interval, key[first] % count, time / NANO, (ends - begin) / NANO, energy)
 
 
-def _sharing(shared: _Exposure, bounds: tuple[float, float], rows: int) -> Floats:
-    """Bounds how far the truth of each row can be from its share by time, joules."""
+def _sharing(shared: _Exposure, bounds: tuple[Floats, Floats], rows: int) -> Floats:
+    """Bounds how far the truth of each row can be from its share by time, joules.
+
+    Args:
+        shared: What rows have of the intervals.
+        bounds: Lowest and highest plausible power, watts, one each for each entry.
+        rows: How many rows there are.
+    """
     low, high = bounds
     own, energy = shared.own, shared.energy
     rest = np.clip(shared.span - own, 0.0, None)
@@ -186,20 +194,24 @@ def _energy(counter: Counter, pieces: Pieces, shift: int = 0) -> Floats:
 
 
 def _sharing_by_row(shared: _Exposure, around: Counter, device: Device, seconds: Floats) -> Floats:
-    """Bounds the sharing with what is known of the device's power at the time of each row, joules.
+    """Bounds the sharing with what is known of the power of the rows that meet in each interval, joules.
 
-    Where a row lies mostly in updates that it shares, the means that were seen are themselves mixed: the
-    power in it may have been far from all of them, and the wider bounds hold.
+    A row that lies mostly in shared updates was never seen alone: its power may have been far from every
+    mean that was seen. Whoever shares an update with such a row, and the row itself, gets the wider bounds;
+    so does everybody in a run that is mostly like that.
     """
     rows = len(seconds)
     partly = shared.own < shared.span
     mixed = np.bincount(shared.row[partly], weights=shared.own[partly], minlength=rows)
-    limit = device.power_limit_watts
+    unseen = mixed > seconds / 2
+    _, place = np.unique(shared.interval, return_inverse=True)
+    meets_unseen = np.bincount(place.reshape(-1), weights=unseen[shared.row])[place.reshape(-1)] > 0
+    wide = meets_unseen | (mixed.sum() > seconds.sum() / 2)
     clear, blurred = (
-        _sharing(shared, power_bounds(around, limit, blurred=is_blurred), rows)
-        for is_blurred in (False, True)
+        power_bounds(around, device.power_limit_watts, blurred=is_blurred) for is_blurred in (False, True)
     )
-    return np.where(mixed > seconds / 2, blurred, clear)
+    low, high = (np.where(wide, blurred[side], clear[side]) for side in (0, 1))
+    return _sharing(shared, (low, high), rows)
 
 
 def _highest_mean(counter: Counter, device: Device) -> float:

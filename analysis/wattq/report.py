@@ -37,7 +37,7 @@ class Bar:
         share: Length of the bar, per cent.
         low: Lower end of the interval, per cent.
         high: Upper end of the interval, per cent.
-        note: Why there is no number.
+        note: Why there is no number, for all devices or for some.
     """
 
     phase: str
@@ -54,17 +54,19 @@ def _half(row: dict[str, Any]) -> float | None:
 
 
 def _gather(rows: list[dict[str, Any]]) -> tuple[float | None, float | None, str]:
-    """Adds up one phase over the devices of a domain: energy, half-width, and why there is no number."""
+    """Adds up one phase over the devices of a domain: energy, half-width, and why some have no number."""
+    known = [row for row in rows if row["energy_joules"] is not None]
     missing = [row["reason"] or "" for row in rows if row["energy_joules"] is None]
-    if missing:
+    if not known:
         return None, None, missing[0]
-    joules = sum(row["energy_joules"] for row in rows)
-    widths = [
-        numbers.half(row["energy_low_joules"], row["energy_high_joules"], row["energy_joules"])
-        for row in rows
-    ]
     # The errors of several devices have common causes, so they are added as they are.
-    return joules, sum(width or 0.0 for width in widths), ""
+    half = sum(_half(row) or 0.0 for row in known)
+    note = (
+        f"{len(known)} of {len(rows)} devices; the others are in (unresolved): {missing[0]}"
+        if missing
+        else ""
+    )
+    return sum(row["energy_joules"] for row in known), half, note
 
 
 def bars(rows: list[dict[str, Any]]) -> list[Bar]:

@@ -271,11 +271,12 @@ def test_side_by_side_phases_have_no_tokens_of_their_own(study: Study) -> None:
     assert "+" in found["backward"]["reason"]
 
 
-def test_pause_between_two_starts_is_not_the_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clients", [("c0", "c1"), ("c0", "c0")])
+def test_pause_between_two_starts_is_not_the_runs(tmp_path: Path, clients: tuple[str, str]) -> None:
     """A restarted run has the energy of its starts, and counts them."""
     writer = ArchiveWriter(tmp_path, devices=[SimulatedDevice("GPU-0", "gpu", [(START, 100.0)], 20 * MILLI)])
     for number, first in enumerate((1, 20)):
-        client, begin = f"c{number}", START + first * NANO
+        client, begin = clients[number], START + first * NANO
         writer.run("r", begin, begin + 4 * NANO, client=client, restarts=number, gpu_uuids=["GPU-0"])
         writer.phase("r", "train", begin + NANO, begin + 3 * NANO, client=client)
     writer.measure(START, START + 30 * NANO)

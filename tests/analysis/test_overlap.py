@@ -235,6 +235,28 @@ def test_edge_is_the_middle_of_its_bracket_and_near_its_reading() -> None:
     assert locate(Readings(read, old, energy), MILLI).edge[-1] == 300 * MILLI - MILLI // 2
 
 
+def test_copy_of_a_counter_does_not_displace_its_edge() -> None:
+    """The counter's copy of each second may be rounded to just before the update, whose bracket stays."""
+    read = np.array([100_000_000, 199_999_000, 200_000_000], dtype=np.int64)
+    old = np.array([90 * MILLI, -1, 190 * MILLI], dtype=np.int64)
+    counter = locate(Readings(read, old, np.array([1.0, 2.0, 2.0])))
+    assert counter.edge.tolist() == [95 * MILLI, 195 * MILLI]
+
+
+def test_row_that_shares_with_one_never_seen_alone_gets_the_wider_bounds() -> None:
+    """Half the run at 60 W in `a` alone says nothing of `c`, which only ever shares its updates with `a`."""
+    steps = [(10, 0)] * 9 + [(10, 0), (8, 1), (16, 2), (43, 0), (33, 2)]
+    watts = (60.0, 60.0, 115.0)
+    limits = np.concatenate([[0], np.cumsum([length for length, _ in steps])]) * MILLI
+    end = int(limits[-1])
+    edges = [-NANO, *limits.tolist(), end + NANO]
+    counter = counter_of(edges, [60, *(watts[name] for _, name in steps), 60], 100 * MILLI, -NANO)
+    spans = [(a, b, name, 0) for (a, b), (_, name) in zip(pairwise(limits.tolist()), steps, strict=True)]
+    row = account_of(counter, spans, end, device(power_limit_watts=700.0))["a"]
+    truth = sum(length / 1000 * 60 for length, name in steps if name == 0)
+    assert not row["valid"] or row["energy_low_joules"] <= truth <= row["energy_high_joules"]
+
+
 def test_reading_without_news_is_no_edge() -> None:
     """A counter that stands still, or is read twice, makes no update."""
     read = np.array([100, 200, 300, 300], dtype=np.int64) * MILLI

@@ -200,24 +200,27 @@ def row(phase: str, joules: float | None, half: float = 1.0, reason: str | None 
     }
 
 
-def test_bars_add_devices_and_refuse_where_one_is_not_known() -> None:
-    """A bar over several devices has a number only if each of them has one."""
+def test_bars_add_devices_and_say_which_have_no_number() -> None:
+    """A bar has what the devices with a number used, and says of how many that is."""
     made = bars(
         [
             row("a", 10.0),
             row("a", 20.0),
             row("b", 5.0),
             row("b", None, reason="too short"),
+            row("c", None, reason="too short"),
             row("(outside)", 99.0),
         ]
     )
     assert [(bar.phase, bar.joules, bar.half) for bar in made] == [
         ("a", 30.0, 2.0),
-        ("b", None, None),
+        ("b", 5.0, 1.0),
+        ("c", None, None),
         ("(outside)", 99.0, 1.0),
     ]
-    assert made[1].note == "too short"
-    assert made[2].high == 100.0
+    assert made[1].note == "1 of 2 devices; the others are in (unresolved): too short"
+    assert made[2].note == "too short"
+    assert made[3].high == 100.0
 
 
 @pytest.fixture(scope="module")
