@@ -31,11 +31,13 @@ class Taken:
         lines: To be appended to the archive; they are applied to the state already.
         refused: Marks that were refused.
         refusal: Why the first of them was.
+        dropped: Marks that the client says it had to drop, and had not said before.
     """
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     refused: int = 0
     refusal: str = ""
+    dropped: int = 0
 
     def refuse(self, reason: str) -> None:
         """Count a refused mark."""
@@ -70,6 +72,7 @@ class Intake:
         client = self.state.client(client_id)
         foreign = {} if request.boot_id == self._boot_id else {"boot_id": request.boot_id}
         latest_nano = _ANY_NANO if foreign else now_nano + _FUTURE_NANO
+        known = client.sequence
         for mark in _in_order(request):
             if mark.sequence <= client.sequence:
                 if not mark.sequence:
@@ -91,7 +94,10 @@ class Intake:
                 line.update(foreign)
             taken.lines.append(line)
             self.state.apply(line)
-        if request.dropped_marks:
+        # A request that is sent again, for want of an answer, tells of the same loss again.
+        is_new = client.sequence > known or not (request.runs or request.phases)
+        if request.dropped_marks and is_new:
+            taken.dropped = request.dropped_marks
             line = {"type": "dropped", "client": client_id, "monotonic_nano": now_nano}
             taken.lines.append({**line, "marks": min(request.dropped_marks, _MOST_NUMBER)})
         return taken

@@ -118,7 +118,7 @@ class MarkService(marks_pb2_grpc.MarkServiceServicer):
         )
         self.marks += len(taken.lines)
         self.refused += taken.refused
-        self.dropped += request.dropped_marks
+        self.dropped += taken.dropped
         await self._log.commit()
         return response
 

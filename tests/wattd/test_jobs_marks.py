@@ -252,6 +252,16 @@ def test_what_clients_dropped_is_written(intake: Intake) -> None:
     ]
 
 
+def test_loss_that_is_told_again_counts_once(intake: Intake) -> None:
+    """A request that is sent again, for want of an answer, tells of no new loss."""
+    marker = Marker()
+    request = marker.request(marker.begin_run())
+    request.dropped_marks = 12
+    assert intake.take(request, NOW).dropped == 12
+    again = intake.take(request, NOW)
+    assert (again.dropped, again.lines) == (0, [])
+
+
 def test_gpus_that_become_known_replace_those_of_the_begin(intake: Intake) -> None:
     """CUDA is often started after the run."""
     marker = Marker()
