@@ -6,7 +6,7 @@ the archive; a daemon that starts applies the lines it finds. So both know the s
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -42,7 +42,7 @@ class State:
 
     def apply(self, line: Mapping[str, Any]) -> None:
         """Take a line of kind=events; a type it does not know changes nothing."""
-        change = _CHANGES.get(line["type"])
+        change = self._CHANGES.get(line["type"])
         if change is not None:
             change(self, line)
 
@@ -186,6 +186,21 @@ class State:
         self._sampler_events[_event_key(line)] = None
         _forget_oldest(self._sampler_events, _MOST_SAMPLER_EVENTS, lambda _: True)
 
+    _CHANGES: ClassVar[Mapping[str, Callable[["State", Mapping[str, Any]], None]]] = MappingProxyType(
+        {
+            "run_begin": _run_begin,
+            "run_join": _run_join,
+            "run_update": _run_update,
+            "run_end": _run_end,
+            "phase_begin": _phase_begin,
+            "phase": _phase,
+            "evaluation": _result,
+            "ept": _result,
+            "gap": _sampler_event,
+            "sensor": _sampler_event,
+        }
+    )
+
     def checkpoint(self) -> bytes:
         """The state as JSON."""
         saved = {
@@ -291,19 +306,3 @@ def _forget_oldest(known: dict[str, Any], most: int, may_go: Callable[[Any], boo
 def _event_key(line: Mapping[str, Any]) -> str:
     nano = line.get("end_monotonic_nano") or line.get("monotonic_nano")
     return f"{line['type']}:{nano}:{line.get('device') or line.get('sensor')}:{line.get('reason')}"
-
-
-_CHANGES: Mapping[str, Callable[[State, Mapping[str, Any]], None]] = MappingProxyType(
-    {
-        "run_begin": State._run_begin,  # noqa: SLF001 - the table of this class's own methods
-        "run_join": State._run_join,  # noqa: SLF001
-        "run_update": State._run_update,  # noqa: SLF001
-        "run_end": State._run_end,  # noqa: SLF001
-        "phase_begin": State._phase_begin,  # noqa: SLF001
-        "phase": State._phase,  # noqa: SLF001
-        "evaluation": State._result,  # noqa: SLF001
-        "ept": State._result,  # noqa: SLF001
-        "gap": State._sampler_event,  # noqa: SLF001
-        "sensor": State._sampler_event,  # noqa: SLF001
-    }
-)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
 
-from wattd.control import Control as Control  # noqa: PLC0414 - one name for both
 from wattd.values import EnergyEdge, PowerEdge, Tick
 
 _HEADER_BYTES = 4096
@@ -65,12 +64,18 @@ def decode(payload: bytes) -> Tick | dict[str, Any]:
 
 
 class Ring:
-    """The ring; `create` in the sampler, `attach` in a process that inherited `fd`."""
+    """The ring; `create` in the sampler, `attach` in a process that inherited `fd`.
+
+    Attributes:
+        fd: Descriptor of the shared memory.
+        memory: The mapping: a header, then `capacity` bytes of records.
+        capacity: Bytes for records.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, 0)
-        self._capacity = len(self._memory) - _HEADER_BYTES
+        self.memory = mmap.mmap(fd, 0)
+        self.capacity = len(self.memory) - _HEADER_BYTES
 
     @classmethod
     def create(cls, capacity_bytes: int) -> Self:
@@ -79,7 +84,7 @@ class Ring:
         page = mmap.PAGESIZE
         os.ftruncate(fd, _HEADER_BYTES + -(-capacity_bytes // page) * page)
         ring = cls(fd)
-        _WORD.pack_into(ring._memory, _NEXT_NUMBER, 1)
+        _WORD.pack_into(ring.memory, _NEXT_NUMBER, 1)
         return ring
 
     @classmethod
@@ -89,11 +94,12 @@ class Ring:
 
     def close(self) -> None:
         """Unmap the memory and close the descriptor."""
-        self._memory.close()
+        self.memory.close()
         os.close(self.fd)
 
-    def _word(self, offset: int) -> int:
-        value: int = _WORD.unpack_from(self._memory, offset)[0]
+    def word(self, offset: int) -> int:
+        """A number of the header."""
+        value: int = _WORD.unpack_from(self.memory, offset)[0]
         return value
 
     def write(self, payload: bytes) -> None:
@@ -103,58 +109,58 @@ class Ring:
             ValueError: The payload is larger than a quarter of the ring.
         """
         length = -(-(len(payload) + _FRAME_BYTES) // 8) * 8
-        if length * 4 > self._capacity:
+        if length * 4 > self.capacity:
             raise ValueError(f"a record of {len(payload)} bytes does not fit the ring")
-        head = self._word(_HEAD)
-        room_at_end = self._capacity - head % self._capacity
+        head = self.word(_HEAD)
+        room_at_end = self.capacity - head % self.capacity
         if room_at_end < length:
             self._make_room(head, room_at_end)
             if room_at_end >= _PROLOGUE.size:
-                at = _HEADER_BYTES + head % self._capacity
-                _PROLOGUE.pack_into(self._memory, at, _PADDING, room_at_end)
+                at = _HEADER_BYTES + head % self.capacity
+                _PROLOGUE.pack_into(self.memory, at, _PADDING, room_at_end)
             head += room_at_end
         self._make_room(head, length)
-        number = self._word(_NEXT_NUMBER)
-        at = _HEADER_BYTES + head % self._capacity
-        _PROLOGUE.pack_into(self._memory, at, number, len(payload))
+        number = self.word(_NEXT_NUMBER)
+        at = _HEADER_BYTES + head % self.capacity
+        _PROLOGUE.pack_into(self.memory, at, number, len(payload))
         start = at + _PROLOGUE.size
-        self._memory[start : start + len(payload)] = payload
-        _EPILOGUE.pack_into(self._memory, start + len(payload), number)
-        _WORD.pack_into(self._memory, _NEXT_NUMBER, number + 1)
-        _WORD.pack_into(self._memory, _HEAD, head + length)
+        self.memory[start : start + len(payload)] = payload
+        _EPILOGUE.pack_into(self.memory, start + len(payload), number)
+        _WORD.pack_into(self.memory, _NEXT_NUMBER, number + 1)
+        _WORD.pack_into(self.memory, _HEAD, head + length)
 
     def _make_room(self, head: int, length: int) -> None:
         """Give up the oldest records until `length` bytes from `head` on are free."""
-        tail = self._word(_TAIL)
-        while head + length - tail > self._capacity:
-            tail += self._record_length(tail)
-        _WORD.pack_into(self._memory, _TAIL, tail)
+        tail = self.word(_TAIL)
+        while head + length - tail > self.capacity:
+            tail += self.record_length(tail)
+        _WORD.pack_into(self.memory, _TAIL, tail)
 
-    def _record_length(self, position: int) -> int:
+    def record_length(self, position: int) -> int:
         """Bytes from a record (or filler) to the next."""
-        room_at_end = self._capacity - position % self._capacity
+        room_at_end = self.capacity - position % self.capacity
         if room_at_end < _PROLOGUE.size:
             return room_at_end
-        number, size = _PROLOGUE.unpack_from(self._memory, _HEADER_BYTES + position % self._capacity)
+        number, size = _PROLOGUE.unpack_from(self.memory, _HEADER_BYTES + position % self.capacity)
         if number == _PADDING:
             return room_at_end
         return int(-(-(size + _FRAME_BYTES) // 8) * 8)
 
     def reader(self, *, from_start: bool = False) -> "RingReader":
         """A cursor: at the oldest record still held, or at the end."""
-        return RingReader(self, self._word(_TAIL if from_start else _HEAD))
+        return RingReader(self, self.word(_TAIL if from_start else _HEAD))
 
-    def _copy(self, position: int) -> tuple[int, bytes] | None:
+    def copy(self, position: int) -> tuple[int, bytes] | None:
         """The (number, payload) at a position, or None if it was overwritten meanwhile."""
-        at = _HEADER_BYTES + position % self._capacity
-        number, size = _PROLOGUE.unpack_from(self._memory, at)
-        if size > self._capacity // 4:
+        at = _HEADER_BYTES + position % self.capacity
+        number, size = _PROLOGUE.unpack_from(self.memory, at)
+        if size > self.capacity // 4:
             return None
         start = at + _PROLOGUE.size
-        payload = bytes(self._memory[start : start + size])
-        (after,) = _EPILOGUE.unpack_from(self._memory, start + size)
+        payload = bytes(self.memory[start : start + size])
+        (after,) = _EPILOGUE.unpack_from(self.memory, start + size)
         # The writer moves the tail first: a tail that has passed us means that what was copied may be mixed.
-        if after != number or self._word(_TAIL) > position:
+        if after != number or self.word(_TAIL) > position:
             return None
         return number, payload
 
@@ -175,18 +181,18 @@ class RingReader:
     def read_payloads(self) -> list[bytes]:
         """Every record since the last call, oldest first."""
         ring, payloads = self._ring, list[bytes]()
-        head = ring._word(_HEAD)  # noqa: SLF001 - reader and ring are one module's secret
+        head = ring.word(_HEAD)
         while self._position < head:
-            tail = ring._word(_TAIL)  # noqa: SLF001
+            tail = ring.word(_TAIL)
             if self._position < tail:
                 self._position = tail
                 continue
-            room_at_end = ring._capacity - self._position % ring._capacity  # noqa: SLF001
-            length = ring._record_length(self._position)  # noqa: SLF001
+            room_at_end = ring.capacity - self._position % ring.capacity
+            length = ring.record_length(self._position)
             if length == room_at_end and self._is_filler(room_at_end):
                 self._position += length
                 continue
-            record = ring._copy(self._position)  # noqa: SLF001
+            record = ring.copy(self._position)
             if record is None:
                 continue  # overwritten under our hands: the tail has moved
             number, payload = record
@@ -200,8 +206,8 @@ class RingReader:
     def _is_filler(self, room_at_end: int) -> bool:
         if room_at_end < _PROLOGUE.size:
             return True
-        at = _HEADER_BYTES + self._position % self._ring._capacity  # noqa: SLF001
-        number, _ = _PROLOGUE.unpack_from(self._ring._memory, at)  # noqa: SLF001
+        at = _HEADER_BYTES + self._position % self._ring.capacity
+        number, _ = _PROLOGUE.unpack_from(self._ring.memory, at)
         return bool(number == _PADDING)
 
     def read(self) -> list[Tick | dict[str, Any]]:

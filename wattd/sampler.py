@@ -19,9 +19,8 @@ from wattd.counter import Tracker
 from wattd.ring import Ring, encode_message, encode_tick
 from wattd.scheduling import HELPER_PRIORITY, be_punctual
 from wattd.sensors import SENSORS, Channel, ReadingError, Sensor, SensorUnavailableError
-from wattd.values import NANOSECONDS_PER_SECOND, Domain, UserError
+from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, Domain, UserError
 
-READ_SECONDS_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RING_SECONDS = 60
 _DEVICES_EVERY_SECONDS = 10
 _SLOW_CALL_NANO = 1_000_000

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 MICROJOULES_PER_JOULE = 1_000_000
 NANOSECONDS_PER_SECOND = 1_000_000_000
 
+READ_SECONDS_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Upper bounds of the histogram of sensor calls, seconds."""
+
 
 class Domain(StrEnum):
     """The part of a node that a device meters."""

@@ -7,10 +7,8 @@ from typing import Any
 from wattd import __version__
 from wattd.metrics.page import Family, Sample, by_label, histogram, one
 from wattd.node import Node
+from wattd.values import READ_SECONDS_BUCKETS
 from wattd.vitals import Vitals
-
-READ_SECONDS_BUCKETS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Bounds of the sampler's counts of call durations."""
 
 
 def _counter(name: str, text: str, samples: Iterable[Sample], unit: str = "") -> Family:
