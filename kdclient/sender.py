@@ -1,5 +1,6 @@
 """The thread that takes what was marked and sees that the daemon gets it, now or later."""
 
+import os
 import threading
 from collections import deque
 from time import monotonic
@@ -165,10 +166,13 @@ class Sender:
 
     def _say_down(self) -> None:
         self._said_down = True
-        self._client.warn(
-            f"no daemon at {self._socket}; marks go to {self._client.spool} "
-            "and are delivered when one is there"
-        )
+        where = f"marks go to {self._client.spool} and are delivered when one is there"
+        if os.access(self._socket, os.F_OK) and not os.access(self._socket, os.W_OK):
+            self._client.warn(
+                f"the daemon at {self._socket} is not for this user (its owner's alone); {where}"
+            )
+        else:
+            self._client.warn(f"no daemon at {self._socket}; {where}")
 
     def _exchange(self) -> None:
         """Take what the daemon answered, and send what may be sent."""

@@ -8,8 +8,15 @@ from pathlib import Path
 
 from wattd import __version__
 from wattd.config import Config, load
+from wattd.usage import Parser
 from wattd.values import UserError
 
+_EXAMPLES = """examples:
+  wattd probe    what can be measured here
+  wattd serve    measure, until it is stopped
+
+`wattctl status` looks at a running daemon, `wattq phases` says what phases cost.
+"""
 _SERVE_EXAMPLES = """examples:
   wattd serve                                        all sensors of this machine
   wattd serve --sensors simulated --archive /tmp/a   8 simulated GPUs, to try things out
@@ -23,10 +30,11 @@ _PROBE_EXAMPLES = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="wattd",
         description="Samples the power of this node and keeps the evidence.",
-        epilog="`wattctl status` looks at a running daemon, `wattq phases` says what phases cost.",
+        epilog=_EXAMPLES,
+        formatter_class=raw,
     )
     parser.add_argument("--version", action="version", version=f"wattd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -91,8 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     if words[:1] == ["_server"]:
         return _run_server(words[1:])
-    arguments = _parser().parse_args(words)
     try:
+        arguments = _parser().parse_args(words)
         config = _config(arguments)
         if arguments.command == "serve":
             from wattd.supervise import serve  # noqa: PLC0415 - --help must not wait for it

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from wattd.config import default_socket
+from wattd.usage import Parser
 from wattd.v1 import telemetry_pb2, telemetry_pb2_grpc
 from wattd.values import UserError
 
@@ -27,7 +28,7 @@ environment:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="wattctl",
         description="Looks at a running wattd.",
         epilog="examples:\n  wattctl status\n  wattctl status --json\n",
@@ -251,8 +252,8 @@ def _duration(seconds: float) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the `wattctl` command and return its exit code."""
-    arguments = _parser().parse_args(words)
     try:
+        arguments = _parser().parse_args(words)
         status = as_json(fetch_status(_candidates(arguments.socket, dict(os.environ))))
     except UserError as error:
         print(f"wattctl: {error}", file=sys.stderr)

@@ -35,6 +35,12 @@ _REPORT = """examples:
   wattq report --run qwen-response-0 --output - > report.html"""
 
 
+_EXAMPLES = """examples:
+  wattq phases build/demo/archive
+  wattq report build/demo/archive --output report.html
+  wattq sql build/demo/archive 'select * from runs'"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -75,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="wattq",
         description="What the phases of a training job cost in joules: asks an archive of wattd.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     phases = _command(commands, "phases", "energy per phase, with its interval", _PHASES)

@@ -1,5 +1,6 @@
 """The files of an archive: which there are, and what the first line of each says."""
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -82,6 +83,9 @@ def list_files(archive: Path) -> list[Path]:
 
 
 def _why_empty(archive: Path) -> str:
+    for folder in (archive, archive / f"v={VERSION}"):
+        if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+            return f"{archive} is not for this user to read: it is {folder.owner()}'s; ask for a copy"
     others = sorted(path.name for path in archive.glob("v=*") if path.name != f"v={VERSION}")
     if others:
         return (

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wattq.runner import Archive
 
 from tests.analysis.archives import MILLI, NANO, START, ArchiveWriter, SimulatedDevice, staircase
 
@@ -17,6 +18,20 @@ STEP = (
     ("optimizer_step", 400, 320.0),
 )
 TOKENS = {"teacher_forward": 4_096, "student_forward": 4_000}
+
+
+ENERGY = "select * from phase_energy order by rowid"
+
+
+def answer(root: Path, sql: str = ENERGY) -> list[dict[str, Any]]:
+    """Returns the rows of a query as dictionaries."""
+    with Archive(root) as archive:
+        return archive.query(sql).records()
+
+
+def by_phase(rows: list[dict[str, Any]], device: str = "GPU-aaaa") -> dict[str, dict[str, Any]]:
+    """Returns the rows of one device by phase."""
+    return {row["phase"]: row for row in rows if row["device"] == device}
 
 
 @dataclass

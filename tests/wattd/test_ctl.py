@@ -70,8 +70,9 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert "examples:" in capsys.readouterr().out
 
 
-def test_wrong_usage_is_code_2() -> None:
-    """As everywhere."""
-    with pytest.raises(SystemExit) as caught:
-        ctl.main(["status", "--format", "xml"])
-    assert caught.value.code == 2
+def test_wrong_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """As everywhere: what is wrong, and where the examples are."""
+    assert ctl.main(["status", "--format", "xml"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "`wattctl status --help` has examples" in message

@@ -28,3 +28,12 @@ def test_update_period_and_call_latency_are_observed(capsys: pytest.CaptureFixtu
     assert gpu["power_watts"] == pytest.approx(95, abs=5)
     assert 0 < gpu["call_seconds_median"] <= gpu["call_seconds_max"]
     assert gpu["source"] == "simulated"
+
+
+def test_wrong_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """As everywhere: what is wrong, and where the examples are."""
+    for words in (["serve", "--bogus"], ["probe", "--format", "xml"], [], ["serve", "--hz", "fast"]):
+        assert main(words) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert "has examples" in message
