@@ -51,6 +51,7 @@ class Device:
             not wrap; None if there is no hardware counter and energy is integrated from 0.
         update_nano: The sensor's nominal update period, or None where it is not known.
         uncertainty_ratio: Half-width of an estimate's interval as a share of the energy.
+        power_limit_watts: The most an estimate can say at any moment, or None.
     """
 
     device: str
@@ -62,6 +63,7 @@ class Device:
     counter_range_microjoules: int | None = None
     update_nano: int | None = None
     uncertainty_ratio: float | None = None
+    power_limit_watts: float | None = None
 
     def as_json(self, number: int) -> dict[str, Any]:
         """The device as the archive's `devices` lists it, without what is not known."""

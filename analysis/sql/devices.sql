@@ -12,6 +12,7 @@ with ranked as (
         model,
         update_nano,
         uncertainty_ratio,
+        power_limit_watts,
         row_number() over (
             partition by node, boot_id, device
             order by segment desc
@@ -29,6 +30,7 @@ select
     sensor,
     model,
     update_nano,
-    uncertainty_ratio
+    uncertainty_ratio,
+    power_limit_watts
 from ranked
 where place = 1

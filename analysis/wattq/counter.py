@@ -34,7 +34,7 @@ class Device:
         sensor: Name of the sensor that reads it.
         update_nano: Nominal update period, nanoseconds; `None` when it is not known.
         uncertainty_ratio: Half-width of an estimate's interval as a share of the energy; `None` for the rest.
-        power_limit_watts: Highest power limit seen; `None` when it is not known.
+        power_limit_watts: Highest power limit seen, or the most an estimate can say; `None` when not known.
     """
 
     node: str

@@ -233,7 +233,8 @@ def counters(
         raw = fetched.readings.pop(name, nothing)
         low, high = fetched.power_watts.get(name, (float("nan"), float("nan")))
         counter = locate(replace(raw, low_watts=low, high_watts=high), device.update_nano)
-        found[name] = (replace(device, power_limit_watts=fetched.power_limit_watts.get(name)), counter)
+        limit = fetched.power_limit_watts.get(name, device.power_limit_watts)
+        found[name] = (replace(device, power_limit_watts=limit), counter)
     return found, fetched.torn_lines
 
 

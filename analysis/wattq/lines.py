@@ -46,7 +46,8 @@ HEADER = """
     {type: 'VARCHAR', version: 'INTEGER', kind: 'VARCHAR', node: 'VARCHAR', boot_id: 'VARCHAR',
      segment: 'BIGINT', wattd_version: 'VARCHAR', monotonic_nano: 'BIGINT', time_unix_nano: 'BIGINT',
      devices: 'STRUCT("number" INTEGER, device VARCHAR, "index" INTEGER, domain VARCHAR, source VARCHAR,
-               sensor VARCHAR, model VARCHAR, update_nano BIGINT, uncertainty_ratio DOUBLE)[]'}
+               sensor VARCHAR, model VARCHAR, update_nano BIGINT, uncertainty_ratio DOUBLE,
+               power_limit_watts DOUBLE)[]'}
 """
 
 

@@ -207,9 +207,11 @@ def _sharing_by_row(shared: _Exposure, around: Counter, device: Device, seconds:
     _, place = np.unique(shared.interval, return_inverse=True)
     meets_unseen = np.bincount(place.reshape(-1), weights=unseen[shared.row])[place.reshape(-1)] > 0
     wide = meets_unseen | (mixed.sum() > seconds.sum() / 2)
-    clear, blurred = (
-        power_bounds(around, device.power_limit_watts, blurred=is_blurred) for is_blurred in (False, True)
-    )
+    limit = device.power_limit_watts
+    clear, blurred = (power_bounds(around, limit, blurred=is_blurred) for is_blurred in (False, True))
+    if device.source == "estimated" and limit:
+        # The model says no more than this at any moment; what exceeds it is the rounding of an update.
+        clear = blurred = (0.0, limit)
     low, high = (np.where(wide, blurred[side], clear[side]) for side in (0, 1))
     return _sharing(shared, (low, high), rows)
 

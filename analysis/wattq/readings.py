@@ -132,15 +132,16 @@ def fetch(connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]) ->
 
 
 def devices(connection: duckdb.DuckDBPyConnection, node: str, boot_id: str) -> list[Device]:
-    """Returns the devices of one boot of a node; their power limits are not asked for."""
+    """Returns the devices of one boot of a node; of power limits those that models have."""
     rows = connection.execute(
         """
-        select device, domain, source, sensor, update_nano, uncertainty_ratio from devices
+        select device, domain, source, sensor, update_nano, uncertainty_ratio, power_limit_watts
+        from devices
         where node = ? and boot_id = ? order by domain, "index", device
         """,
         [node, boot_id],
     ).fetchall()
     return [
-        Device(node, name, domain, source or "measured", sensor or "", update, uncertainty)
-        for name, domain, source, sensor, update, uncertainty in rows
+        Device(node, name, domain, source or "measured", sensor or "", update, uncertainty, limit)
+        for name, domain, source, sensor, update, uncertainty, limit in rows
     ]

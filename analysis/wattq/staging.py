@@ -172,7 +172,7 @@ def _register_segments(connection: duckdb.DuckDBPyConnection, segments: list[Seg
         create or replace table staged_devices (
             filename varchar, node varchar, boot_id varchar, segment bigint, "number" integer,
             device varchar, "index" integer, domain varchar, source varchar, sensor varchar, model varchar,
-            update_nano bigint, uncertainty_ratio double
+            update_nano bigint, uncertainty_ratio double, power_limit_watts double
         )
     """)
     heads, devices = [], []

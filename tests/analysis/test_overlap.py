@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -313,3 +314,15 @@ def test_counter_that_counted_on_over_a_gap_loses_nothing() -> None:
     row = account_of(counter, [(0, end, 0, 0)], end, gaps=gaps)["a"]
     assert row["energy_joules"] == pytest.approx(3_000, rel=1e-3)
     assert row["energy_high_joules"] - row["energy_joules"] < 30
+
+
+def test_model_bounds_what_its_estimate_can_be() -> None:
+    """A saturated CPU's estimate: short phases at the model's limit are answered, within the model's interval."""
+    end = 2_000 * MILLI
+    counter = counter_of([-NANO, end + NANO], [6.5], 10 * MILLI, -NANO)
+    spans = [(at * MILLI, (at + 19) * MILLI, 0, 0) for at in range(0, 1_900, 100)]
+    spans += [(at + 19 * MILLI, at + 81 * MILLI, 1, 0) for at, *_ in spans]
+    model = Device("n", "package-0", "package", "estimated", "cpu_estimate", uncertainty_ratio=0.7)
+    row = account_of(counter, spans, end, replace(model, power_limit_watts=6.5))["a"]
+    assert row["energy_joules"] == pytest.approx(19 * 0.019 * 6.5, rel=0.02)
+    assert row["energy_statistical_joules"] < 0.3 * row["energy_joules"]

@@ -82,6 +82,7 @@ class CpuEstimate:
             sensor="cpu_estimate",
             model=f"{threads} threads, {self._idle_watts:.3g} to {self._max_watts:.3g} W ({kind})",
             update_nano=self._update_nano,
+            power_limit_watts=self._max_watts,
             uncertainty_ratio=(
                 config.uncertainty_ratio if config.uncertainty_ratio is not None else uncertainty
             ),

@@ -75,6 +75,7 @@ def test_it_says_that_it_is_an_estimate_and_how_wide(proc: Path) -> None:
     assert sensor.device.source is Source.ESTIMATED
     assert sensor.device.uncertainty_ratio == 0.7
     assert sensor.device.counter_range_microjoules is None
+    assert sensor.device.power_limit_watts == pytest.approx(3.25 * (os.cpu_count() or 1))
     assert "mean of published servers" in sensor.device.model
 
 
