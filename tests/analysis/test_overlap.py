@@ -317,7 +317,7 @@ def test_counter_that_counted_on_over_a_gap_loses_nothing() -> None:
 
 
 def test_model_bounds_what_its_estimate_can_be() -> None:
-    """A saturated CPU's estimate: short phases at the model's limit are answered, within the model's interval."""
+    """A saturated CPU's estimate: short phases at the model's limit get a number within its interval."""
     end = 2_000 * MILLI
     counter = counter_of([-NANO, end + NANO], [6.5], 10 * MILLI, -NANO)
     spans = [(at * MILLI, (at + 19) * MILLI, 0, 0) for at in range(0, 1_900, 100)]
