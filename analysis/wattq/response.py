@@ -1,0 +1,168 @@
+"""How a sensor shows power: late, smeared by a rise, and in windows; what it sees of each stretch of time.
+
+The board answers a step of power with a delay and a first-order rise. The counter adds up what comes out; a
+power reading is the mean of the last window before its update, times a gain, plus an offset. All of it is
+linear in the powers of the stretches of time that a run is cut into, and the weights have a closed form.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from wattq.counter import Floats, Ints
+
+NAMES = (
+    "counter_delay_seconds",
+    "rise_seconds",
+    "power_delay_seconds",
+    "power_window_seconds",
+    "power_gain",
+    "power_offset_watts",
+)
+"""The parameters of a response, in the order of every vector of them."""
+
+LOGARITHMIC = np.array([False, True, False, True, False, False])
+"""Which of them stand as logarithms in a vector: those that cannot be negative."""
+
+# An exponential tail is left out when it has fallen to 5e-5.
+_TAIL = 10.0
+
+
+@dataclass(frozen=True)
+class Response:
+    """What lies between the die and the readings.
+
+    Attributes:
+        counter_delay_seconds: How late the counter is.
+        rise_seconds: Time constant of the rise of board and sensor.
+        power_delay_seconds: How late the power reading is.
+        power_window_seconds: Averaging window of the power reading.
+        power_gain: Of the power reading against the counter.
+        power_offset_watts: Likewise.
+        counter_window_seconds: A counter that looks at the last part of each period only; None: at all of it.
+    """
+
+    counter_delay_seconds: float
+    rise_seconds: float
+    power_delay_seconds: float
+    power_window_seconds: float
+    power_gain: float = 1.0
+    power_offset_watts: float = 0.0
+    counter_window_seconds: float | None = None
+
+    def vector(self) -> Floats:
+        """Returns the parameters in the order of NAMES, the positive ones as logarithms."""
+        values = np.array([getattr(self, name) for name in NAMES])
+        return np.where(LOGARITHMIC, np.log(np.where(LOGARITHMIC, values, 1.0)), values)
+
+    def moved_to(self, vector: Floats) -> "Response":
+        """Returns the response with the parameters of a vector."""
+        values = np.where(LOGARITHMIC, np.exp(np.where(LOGARITHMIC, vector, 0.0)), vector)
+        return replace(self, **dict(zip(NAMES, values.tolist(), strict=True)))
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Disjoint stretches of time in order, each of one power; seconds from an origin.
+
+    Attributes:
+        start: Begin of each.
+        stop: End of each.
+    """
+
+    start: Floats
+    stop: Floats
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Rises of the counter and power readings, in the order of their ends; seconds from an origin.
+
+    Attributes:
+        begin: Edge before the one at the end, of a rise of the counter; `nan` for a power reading.
+        end: Moment of the edge.
+        value: Joules of a rise, watts of a reading.
+        is_power: It is a power reading.
+        begin_variance: Of the moment of the begin, seconds squared.
+        end_variance: Of the moment of the end.
+        follower: Number of the rise that begins where this one ends; -1 where there is none.
+    """
+
+    begin: Floats
+    end: Floats
+    value: Floats
+    is_power: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+    begin_variance: Floats
+    end_variance: Floats
+    follower: Ints
+
+
+def _passed(time: Floats, rise: float) -> Floats:
+    """Returns how much of a unit power switched on at 0 has come out by a moment, seconds."""
+    after = np.maximum(time, 0.0)
+    return np.asarray(after + rise * np.expm1(-after / rise))
+
+
+class View:
+    """What observations see of stretches with a response.
+
+    Attributes:
+        matrix: Weight of each stretch's power in each observation: seconds in joules, shares in watts.
+    """
+
+    def __init__(self, seen: Observations, stretches: Stretches, response: Response) -> None:
+        self._seen, self._stretches, self.response = seen, stretches, response
+        begin, end, scale = _windows(seen, response)
+        rise = response.rise_seconds
+        first = np.searchsorted(stretches.stop, begin - _TAIL * rise, side="right")
+        last = np.maximum(np.searchsorted(stretches.start, end, side="left"), first)
+        count = last - first
+        pointer = np.append(0, np.cumsum(count))
+        row = np.repeat(np.arange(len(count)), count)
+        column = np.arange(pointer[-1]) - np.repeat(pointer[:-1] - first, count)
+        start, stop = stretches.start[column], stretches.stop[column]
+        begin, end = begin[row], end[row]
+        weight = _passed(end - start, rise) - _passed(end - stop, rise)
+        weight -= _passed(begin - start, rise) - _passed(begin - stop, rise)
+        shape = (len(count), len(stretches.start))
+        self.matrix = sparse.csr_matrix((weight * scale[row], column, pointer), shape=shape)
+
+    def mean(self, watts: Floats) -> Floats:
+        """Returns what the observations would show of these powers, without any noise."""
+        offset = np.where(self._seen.is_power, self.response.power_offset_watts, 0.0)
+        return np.asarray(self.matrix @ watts + offset)
+
+    def edge_levels(self, watts: Floats) -> tuple[Floats, Floats]:
+        """Returns by how much an observation changes if its begin or its end is a second later.
+
+        That is the smeared power there, in a power reading divided by the window and times the gain.
+        """
+        begin, end, scale = _windows(self._seen, self.response)
+        both = np.concatenate([begin, end])
+        rise = self.response.rise_seconds
+        start, stop = self._stretches.start, self._stretches.stop
+        first = np.searchsorted(stop, both - _TAIL * rise, side="right")
+        last = np.maximum(np.searchsorted(start, both, side="left"), first)
+        count = last - first
+        pointer = np.append(0, np.cumsum(count))
+        column = np.arange(pointer[-1]) - np.repeat(pointer[:-1] - first, count)
+        time = np.repeat(both, count)
+        weight = np.exp(-np.maximum(time - stop[column], 0) / rise)
+        weight -= np.exp(-np.maximum(time - start[column], 0) / rise)
+        total = np.append(0.0, np.cumsum(weight * watts[column]))
+        level = (total[pointer[1:]] - total[pointer[:-1]]) * np.concatenate([scale, scale])
+        return level[: len(begin)], level[len(begin) :]
+
+
+def _windows(seen: Observations, response: Response) -> tuple[Floats, Floats, Floats]:
+    """Returns from when to when each observation looks at the board, and its scale."""
+    power, window = seen.is_power, response.power_window_seconds
+    delay = np.where(power, response.power_delay_seconds, response.counter_delay_seconds)
+    begin = np.where(power, seen.end - window, seen.begin)
+    scale = np.where(power, response.power_gain / window, 1.0)
+    if response.counter_window_seconds is not None:
+        length = np.where(power, 1.0, seen.end - seen.begin)
+        begin = np.where(power, begin, seen.end - response.counter_window_seconds)
+        scale = np.where(power, scale, length / response.counter_window_seconds)
+    return begin - delay, seen.end - delay, scale
