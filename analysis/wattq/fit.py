@@ -78,8 +78,8 @@ class Problem:
             seen.end[keep],
             seen.value[keep],
             seen.is_power[keep],
-            seen.begin_variance[keep],
-            seen.end_variance[keep],
+            seen.begin_half[keep],
+            seen.end_half[keep],
             place[seen.follower[keep]],
         )
         return replace(self, seen=counter)
@@ -122,9 +122,10 @@ class State:
         seen = self.problem.seen
         power = seen.is_power
         count = len(power)
-        end = self.end_level**2 * seen.end_variance
-        step = (self.end_level - self.begin_level) ** 2 * seen.end_variance
-        begin = np.where(power, 0.0, self.begin_level) ** 2 * np.where(power, 0.0, seen.begin_variance)
+        # A moment anywhere in a bracket has a variance of its half-width squared by 3.
+        end = (self.end_level * seen.end_half) ** 2 / 3
+        step = ((self.end_level - self.begin_level) * seen.end_half) ** 2 / 3
+        begin = (self.begin_level * seen.begin_half) ** 2 / 3
         diagonal = np.where(power, step + _POWER_NOISE**2, end + begin + _COUNTER_NOISE**2)
         first = np.flatnonzero(seen.follower >= 0)
         after = seen.follower[first]

@@ -124,7 +124,7 @@ def observations(counter: Counter, power: Series, origin: int, begin: float, end
         end: Nor at what comes after.
     """
     edge = (counter.edge - origin) / NANO
-    variance = _bracket_variance(counter.bracket)
+    half = _half(counter.bracket)
     rise = np.diff(counter.energy)
     usual = counter.period / NANO
     good = (np.diff(edge) < _GAP_PERIODS * usual) & (edge[:-1] >= begin) & (edge[1:] <= end)
@@ -139,21 +139,21 @@ def observations(counter: Counter, power: Series, origin: int, begin: float, end
     linked = np.flatnonzero(np.diff(number) == 1)
     follower[place[linked]] = place[linked + 1]
     nothing = np.full(len(inside), np.nan)
-    power_variance = _bracket_variance(power.bracket)
+    power_half = _half(power.bracket)[inside]
     return Observations(
         begin=np.concatenate([edge[number], nothing])[order],
         end=ends[order],
         value=np.concatenate([rise[number], power.value[inside]])[order],
         is_power=np.concatenate([np.zeros(len(number), bool), np.ones(len(inside), bool)])[order],
-        begin_variance=np.concatenate([variance[number], np.zeros(len(inside))])[order],
-        end_variance=np.concatenate([variance[number + 1], power_variance[inside]])[order],
+        begin_half=np.concatenate([half[number], power_half])[order],
+        end_half=np.concatenate([half[number + 1], power_half])[order],
         follower=follower,
     )
 
 
-def _bracket_variance(bracket: Ints) -> Floats:
-    """Returns the variance of a moment that lies anywhere in its bracket, seconds squared."""
-    return np.asarray(np.maximum(bracket / NANO, _LEAST_BRACKET_SECONDS) ** 2 / 12)
+def _half(bracket: Ints) -> Floats:
+    """Returns half of each bracket, seconds."""
+    return np.asarray(np.maximum(bracket / NANO, _LEAST_BRACKET_SECONDS) / 2)
 
 
 def problem_of(pieces: Pieces, counter: Counter, power: Series, limit_watts: float | None) -> Problem:

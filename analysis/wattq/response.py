@@ -84,8 +84,8 @@ class Observations:
         end: Moment of the edge.
         value: Joules of a rise, watts of a reading.
         is_power: It is a power reading.
-        begin_variance: Of the moment of the begin, seconds squared.
-        end_variance: Of the moment of the end.
+        begin_half: Half the bracket in which the begin lies, seconds; of a reading, that of its end.
+        end_half: Half the bracket in which the end lies.
         follower: Number of the rise that begins where this one ends; -1 where there is none.
     """
 
@@ -93,15 +93,23 @@ class Observations:
     end: Floats
     value: Floats
     is_power: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-    begin_variance: Floats
-    end_variance: Floats
+    begin_half: Floats
+    end_half: Floats
     follower: Ints
 
 
-def _passed(time: Floats, rise: float) -> Floats:
-    """Returns how much of a unit power switched on at 0 has come out by a moment, seconds."""
+def _area(time: Floats, rise: float) -> Floats:
+    """Returns the integral over time of what has come out of a unit power switched on at 0, seconds squared."""
     after = np.maximum(time, 0.0)
-    return np.asarray(after + rise * np.expm1(-after / rise))
+    return np.asarray(after * (after / 2 - rise) - rise * rise * np.expm1(-after / rise))
+
+
+def _passed(time: Floats, half: Floats, rise: float) -> Floats:
+    """Returns how much of a unit power switched on at 0 has come out by a moment, seconds.
+
+    The moment lies anywhere within `half` on both sides of `time`, so it is the mean over that.
+    """
+    return (_area(time + half, rise) - _area(time - half, rise)) / (2 * half)
 
 
 class View:
@@ -115,16 +123,17 @@ class View:
         self._seen, self._stretches, self.response = seen, stretches, response
         begin, end, scale = _windows(seen, response)
         rise = response.rise_seconds
-        first = np.searchsorted(stretches.stop, begin - _TAIL * rise, side="right")
-        last = np.maximum(np.searchsorted(stretches.start, end, side="left"), first)
+        first = np.searchsorted(stretches.stop, begin - seen.begin_half - _TAIL * rise, side="right")
+        last = np.maximum(np.searchsorted(stretches.start, end + seen.end_half, side="left"), first)
         count = last - first
         pointer = np.append(0, np.cumsum(count))
         row = np.repeat(np.arange(len(count)), count)
         column = np.arange(pointer[-1]) - np.repeat(pointer[:-1] - first, count)
         start, stop = stretches.start[column], stretches.stop[column]
         begin, end = begin[row], end[row]
-        weight = _passed(end - start, rise) - _passed(end - stop, rise)
-        weight -= _passed(begin - start, rise) - _passed(begin - stop, rise)
+        late, early = seen.end_half[row], seen.begin_half[row]
+        weight = _passed(end - start, late, rise) - _passed(end - stop, late, rise)
+        weight -= _passed(begin - start, early, rise) - _passed(begin - stop, early, rise)
         shape = (len(count), len(stretches.start))
         self.matrix = sparse.csr_matrix((weight * scale[row], column, pointer), shape=shape)
 

@@ -207,3 +207,26 @@ def _overlap(
 
 def _nano(seconds: Floats) -> Ints:
     return np.rint(seconds * NANO).astype(np.int64)
+
+
+def square_wave(seconds: float, high: float, low: float, rng: np.random.Generator) -> tuple[Trace, Ints, Ints]:
+    """Lets an alternating load happen: stretches of 20 to 400 ms, power jittering by 1 %.
+
+    Returns:
+        The trace, and begin and end of each high stretch, monotonic nanoseconds.
+    """
+    builder = _Builder(500.0 + rng.uniform(0, 1))
+    builder.draw(_AROUND_SECONDS, low)
+    begin = builder.now
+    while builder.now < begin + seconds:
+        for name, watts in (("high", high), ("low", low)):
+            start = builder.now
+            length = 0.02 * 20 ** rng.uniform()
+            builder.draw(length, watts * _jitter(rng, 0.01))
+            if name == "high":
+                builder.mark(start, name)
+    end = builder.now
+    builder.draw(_AROUND_SECONDS, low)
+    builder.start.append(builder.now)
+    trace = _trace(builder, begin, end, Workload(), rng)
+    return trace, trace.phases.begin, trace.phases.end
