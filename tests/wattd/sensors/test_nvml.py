@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "nvml" / "libnvidia-ml.c"
+from tests.nvml.driver import CompilerMissingError, build
 
 PROGRAM = """
 import json, sys, time
@@ -47,16 +46,11 @@ sensor.close()
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the simulated library."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None and not os.environ.get("CI"):
-        pytest.skip("left out: the simulated NVML needs a C compiler (apt-get install gcc)")
-    assert compiler, "CI has a C compiler"
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, SOURCE], check=True
-    )
-    return folder
+    try:
+        return build(tmp_path_factory.mktemp("nvml")).parent
+    except CompilerMissingError as error:
+        assert not os.environ.get("CI"), "CI has a C compiler"
+        pytest.skip(f"left out: {error}")
 
 
 def measure(driver: Path, **scenario: Any) -> dict[str, Any]:
