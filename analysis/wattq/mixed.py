@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
-from wattq.counter import Floats, Ints
+from wattq.counter import Floats
 
 
 class Band:
@@ -161,6 +161,7 @@ def predict(
     factor: Factor,
     fixed: Fixed,
     matrix: sparse.csr_matrix,
+    together: sparse.csr_matrix,
     variance: Floats,
     weights: sparse.csr_matrix,
     membership: sparse.csr_matrix,
@@ -170,29 +171,24 @@ def predict(
 
     Args:
         factor: Of the observations' covariance.
-        fixed: The solution for the columns' means.
+        fixed: The solution for the means.
         matrix: Weight of each stretch in each observation.
-        variance: Of each stretch's own deviation.
+        together: Which stretches deviate from their mean together, one column an instance.
+        variance: Of each instance's deviation.
         weights: Weight of each stretch in each sum, one row a sum.
-        membership: Which column's mean each stretch has, one row a stretch.
+        membership: Which means make up the power of each stretch, one row a stretch.
         jacobian: Change of the observations with each nonlinear parameter.
     """
-    own = weights.multiply(variance[None, :]).tocsr()
-    cross = np.asarray((matrix @ own.T).todense())
+    summed = weights @ together
+    own = (summed @ sparse.diags_array(variance)).tocsr()
+    cross = np.asarray((matrix @ together @ own.T).todense())
     solved = factor.solve(np.column_stack([cross, jacobian]))
     gain, bent = solved[:, : cross.shape[1]], solved[:, cross.shape[1] :]
     means = np.asarray((weights @ membership).todense())
-    design = fixed.design
-    left = means - cross.T @ design
-    covariance = np.asarray((own @ weights.T).todense()) - cross.T @ gain
+    left = means - cross.T @ fixed.design
+    covariance = np.asarray((own @ summed.T).todense()) - cross.T @ gain
     covariance = covariance + left @ fixed.covariance @ left.T
     value = means @ fixed.mean + cross.T @ fixed.residual
     # What a wrong parameter adds to the observations passes into the answer as any part of them does.
-    slope = -(left @ fixed.covariance @ (design.T @ jacobian) + cross.T @ bent)
+    slope = left @ fixed.covariance @ (fixed.design.T @ jacobian) + cross.T @ bent
     return Predicted(np.asarray(value), np.asarray(covariance), np.asarray(slope))
-
-
-def columns_of(column: Ints, count: int) -> sparse.csr_matrix:
-    """Returns the membership of stretches in columns."""
-    size = len(column)
-    return sparse.csr_matrix((np.ones(size), column, np.arange(size + 1)), shape=(size, count))

@@ -1,7 +1,8 @@
 """The estimator `regression`: what a phase cost, from many steps whose updates cut it in different places.
 
 Counter and power reading are used together, as observations of one unknown: the power of each stretch of time.
-See `mixed` for the algebra, `response` for what a sensor sees, `fit` for how its response is found.
+See `mixed` for the algebra, `response` for what a sensor sees, `fit` for how its response is found. A long run
+is solved in blocks, so that its phases may change their power over minutes.
 """
 
 from dataclasses import dataclass
@@ -9,171 +10,192 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from wattq.counter import NANO, Counter, Floats, Ints
+from wattq.counter import NANO, Counter, Floats
 from wattq.evidence import Series
-from wattq.fit import Problem
-from wattq.response import Observations, Stretches
+from wattq.fit import Fit, climb, fit_response, plausible
+from wattq.mixed import Prior
+from wattq.observations import observations
+from wattq.problem import Noise, Problem, State
+from wattq.stretches import AGES, Stretches, cut_stretches
 from wattq.sweep import Pieces
 
-# A gap between phases that is shorter counts as part of the one before it, with its power.
-_TINY_SECONDS = 2e-4
-# A stretch is cut so that it meets few observations.
-_MOST_UPDATES = 4.0
 _MARGIN_UPDATES = 3.0
-# A rise of the counter over so many usual periods spans a gap in the evidence.
-_GAP_PERIODS = 5.0
-_LEAST_BRACKET_SECONDS = 1e-5
+_BLOCK_SECONDS = 60.0
+_BLOCK_STRETCHES = 1_000
+_FIT_STRETCHES = 5_500
+_LEAST_OBSERVATIONS = 20
+# At most so many observations meet one stretch of usual length.
+_LEAST_UPDATE_SECONDS = 0.004
+_AGE_SHARES = (0.03, 0.1, 0.3)
+# Twice the gain in log likelihood that power by age has to bring.
+_AGE_GAIN = 8.0
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A run cut into stretches.
+class Regressed:
+    """What the regression says, an entry a row.
 
     Attributes:
-        stretches: The stretches of time.
-        column: Row of `pieces` that gives each its mean power.
-        outside: It belongs to nothing that repeats.
-        weights: Seconds of each stretch in each row.
+        joules: Energy, joules.
+        statistical: 95 % half-width with the response as it is, joules.
+        response: 95 % half-width from not knowing the response exactly, joules.
+        covariance: Of the errors of the energies, joules squared.
+        fit: The response that was used.
+        aged: Power within a phase was found to change with its age.
     """
 
-    stretches: Stretches
-    column: Ints
-    outside: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-    weights: sparse.csr_matrix
+    joules: Floats
+    statistical: Floats
+    response: Floats
+    covariance: Floats
+    fit: Fit
+    aged: bool
 
 
-def cut_stretches(pieces: Pieces, origin: int, update_seconds: float, margin_seconds: float) -> Cut:
-    """Cuts a run, and a margin before and after it, into stretches of one power.
+class Run:
+    """One device over one run, ready to be solved block by block.
 
     Args:
-        pieces: The run.
-        origin: Moment from which seconds are counted, monotonic nanoseconds.
-        update_seconds: Usual time between observations.
-        margin_seconds: How much before and after the run shares observations with it.
+        pieces: The run, cut into rows.
+        groups: Which pieces count in which rows of the answer, one row of the matrix a row.
+        counter: The counter's edges, with some around the run.
+        power: The power reading's edges likewise.
+        limit_watts: The device's power limit; None: not known.
     """
-    start, stop = (pieces.start - origin) / NANO, (pieces.stop - origin) / NANO
-    touch = np.append(False, pieces.start[1:] == pieces.stop[:-1])
-    tiny = touch & (pieces.row == 0) & (stop - start < _TINY_SECONDS)
-    # A tiny gap goes to the stretch before it; its own seconds stay in the row (outside).
-    owner = np.cumsum(~tiny) - 1
-    head = np.flatnonzero(~tiny)
-    begins = start[head]
-    ends = np.append(stop[np.append(head[1:] - 1, len(stop) - 1)], [])
-    rows = pieces.row[head]
-    most = max(_MOST_UPDATES * update_seconds, 0.1)
-    parts = np.maximum(np.ceil((ends - begins) / most).astype(np.int64), 1)
-    first = np.append(0, np.cumsum(parts))
-    number = np.repeat(np.arange(len(head)), parts)
-    share = (np.arange(first[-1]) - first[number]) / parts[number]
-    length = (ends - begins)[number] / parts[number]
-    begin = begins[number] + share * (ends - begins)[number]
-    # Seconds of each piece go to the parts of its owner in equal shares.
-    piece = np.arange(len(start))
-    spread = parts[owner]
-    entry = np.repeat(piece, spread)
-    place = np.arange(len(entry)) - np.repeat(np.append(0, np.cumsum(spread))[:-1], spread)
-    column = first[owner[entry]] + place
-    seconds = ((stop - start) / spread)[entry]
-    outside = rows[number] == 0
-    return _with_margins(
-        begin, begin + length, rows[number], outside, (pieces.row[entry], column, seconds), len(pieces.rows), most,
-        margin_seconds,
-    )
+
+    def __init__(
+        self, pieces: Pieces, groups: sparse.csr_matrix, counter: Counter, power: Series, limit_watts: float | None
+    ) -> None:
+        self._pieces, self._groups = pieces, groups
+        origin = int(pieces.start[0])
+        self.power_seconds = power.period_seconds
+        self.update_seconds = max(counter.period / NANO, _LEAST_UPDATE_SECONDS)
+        self.margin_seconds = _MARGIN_UPDATES * max(self.update_seconds, self.power_seconds)
+        self.seen = observations(counter, power, origin, _LEAST_UPDATE_SECONDS)
+        span = np.diff(counter.edge) / NANO
+        rise = np.diff(counter.energy)
+        self.level = float(rise.sum() / span.sum())
+        self.most_watts = limit_watts or 2 * float((rise / span)[span >= np.median(span) / 2].max())
+        self._cuts: dict[bool, Stretches] = {}
+
+    def stretches(self, *, aged: bool) -> Stretches:
+        """Returns the run cut into stretches, by age as well if so asked."""
+        if aged not in self._cuts:
+            self._cuts[aged] = cut_stretches(
+                self._pieces, self._groups, self.update_seconds, self.margin_seconds, AGES if aged else ()
+            )
+        return self._cuts[aged]
+
+    def blocks(self) -> Floats:
+        """Returns the borders of the blocks, seconds from the run's begin."""
+        start = self.stretches(aged=False).start
+        end = (int(self._pieces.stop[-1]) - int(self._pieces.start[0])) / NANO
+        count = min(round(end / _BLOCK_SECONDS), len(start) // _BLOCK_STRETCHES)
+        return np.linspace(0.0, end, max(count, 1) + 1)
+
+    def problem(self, borders: Floats, age_share: float = 0.0) -> Problem:
+        """Returns the regression over some blocks.
+
+        Args:
+            borders: Of the blocks, in order, seconds.
+            age_share: See Problem; 0: power within a phase is constant.
+        """
+        begin, end = float(borders[0]), float(borders[-1])
+        low, high = begin - self.margin_seconds, end + self.margin_seconds
+        whole = self.stretches(aged=age_share > 0)
+        part = whole.select(low, high, begin, end)
+        # What looks at the time before the first stretch would be explained by nothing.
+        reach = 0.4 * self.margin_seconds
+        seen = self.seen.between(part.start[0] + reach, float(part.stop[-1]))
+        block = np.clip(np.searchsorted(borders, part.start, side="right") - 1, 0, max(len(borders) - 2, 0))
+        return Problem(seen, part, block, self.level, self.most_watts, age_share)
+
+    def fitted_part(self, borders: Floats) -> Floats:
+        """Returns the borders of the first blocks, as far as the response is fitted on them."""
+        start = self.stretches(aged=False).start
+        last = start[min(_FIT_STRETCHES, len(start) - 1)]
+        return borders[: max(int(np.searchsorted(borders, last, side="right")), 2)]
 
 
-def _with_margins(
-    begin: Floats,
-    end: Floats,
-    column: Ints,
-    outside: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
-    entries: tuple[Ints, Ints, Floats],
-    rows: int,
-    most: float,
-    margin: float,
-) -> Cut:
-    """Adds what lies around the run, and between its windows, as stretches that no row counts."""
-    holes = np.flatnonzero(begin[1:] - end[:-1] > 1e-9)
-    gaps = [(begin[0] - margin, begin[0]), (end[-1], end[-1] + margin)]
-    gaps += [(end[hole], begin[hole + 1]) for hole in holes]
-    extra_begin, extra_end = [], []
-    for low, high in gaps:
-        edges = np.linspace(low, high, max(int(np.ceil((high - low) / most)), 1) + 1)
-        extra_begin.append(edges[:-1])
-        extra_end.append(edges[1:])
-    more = np.concatenate(extra_begin)
-    count = len(begin)
-    begin, end = np.append(begin, more), np.append(end, np.concatenate(extra_end))
-    column = np.append(column, np.zeros(len(more), dtype=np.int64))
-    outside = np.append(outside, np.ones(len(more), dtype=bool))
-    order = np.argsort(begin, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    row, old, seconds = entries
-    weights = sparse.csr_matrix((seconds, (row, place[old])), shape=(rows, count + len(more)))
-    return Cut(Stretches(begin[order], end[order]), column[order], outside[order], weights)
-
-
-def observations(counter: Counter, power: Series, origin: int, begin: float, end: float) -> Observations:
-    """Puts rises of the counter and power readings between two moments into one order.
+def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
+    """Finds the response of a run's device.
 
     Args:
-        counter: The counter's edges.
-        power: The power reading's edges.
-        origin: Moment from which seconds are counted, monotonic nanoseconds.
-        begin: Nothing is taken that looks at what was before, seconds.
-        end: Nor at what comes after.
+        run: The run.
+        measured: What a calibration measured; None: there is none.
+
+    Returns:
+        The fit, and the share of power by age, 0 if it does not matter.
     """
-    edge = (counter.edge - origin) / NANO
-    half = _half(counter.bracket)
-    rise = np.diff(counter.energy)
-    usual = counter.period / NANO
-    good = (np.diff(edge) < _GAP_PERIODS * usual) & (edge[:-1] >= begin) & (edge[1:] <= end)
-    number = np.flatnonzero(good)
-    moment = (power.moment - origin) / NANO
-    inside = np.flatnonzero((moment >= begin + 0.3 * power.period_seconds) & (moment <= end))
-    ends = np.concatenate([edge[number + 1], moment[inside]])
-    order = np.argsort(ends, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    follower = np.full(len(order), -1)
-    linked = np.flatnonzero(np.diff(number) == 1)
-    follower[place[linked]] = place[linked + 1]
-    nothing = np.full(len(inside), np.nan)
-    power_half = _half(power.bracket)[inside]
-    return Observations(
-        begin=np.concatenate([edge[number], nothing])[order],
-        end=ends[order],
-        value=np.concatenate([rise[number], power.value[inside]])[order],
-        is_power=np.concatenate([np.zeros(len(number), bool), np.ones(len(inside), bool)])[order],
-        begin_half=np.concatenate([half[number], power_half])[order],
-        end_half=np.concatenate([half[number + 1], power_half])[order],
-        follower=follower,
+    borders = run.fitted_part(run.blocks())
+    problem = run.problem(borders)
+    prior = plausible(problem, run.power_seconds)
+    if measured is None:
+        fit = fit_response(problem, prior, run.power_seconds)
+    else:
+        prior = Prior(measured.response.vector(), np.linalg.inv(measured.covariance))
+        start = Fit(measured.response, measured.covariance, Noise(), problem.prior.mean, np.inf)
+        fit = climb(problem, start, prior, 8, noise_rounds=(1, 3))
+    return _aged(run, borders, fit, prior)
+
+
+def _aged(run: Run, borders: Floats, fit: Fit, prior: Prior) -> tuple[Fit, float]:
+    """Lets power depend on a phase's age if that explains the readings much better."""
+    best, chosen = fit, 0.0
+    for share in _AGE_SHARES:
+        problem = run.problem(borders, share)
+        means = np.append(fit.means, np.zeros(len(problem.prior.mean) - len(fit.means)))
+        start = Fit(best.response, best.covariance, best.noise, means, np.inf)
+        climbed = climb(problem, start, prior, 5, noise_rounds=(2,))
+        if climbed.objective > best.objective - (0.0 if chosen else _AGE_GAIN):
+            break
+        best, chosen = climbed, share
+    return best, chosen
+
+
+def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
+    """Solves a run block by block with a response.
+
+    Args:
+        run: The run.
+        fit: The response, and how well it is known.
+        age_share: See Problem.
+    """
+    borders = run.blocks()
+    count = run.stretches(aged=False).weights.shape[0]
+    joules, covariance = np.zeros(count), np.zeros((count, count))
+    slope = np.zeros((count, len(fit.covariance)))
+    for low, high in zip(borders[:-1], borders[1:], strict=True):
+        problem = run.problem(np.array([low, high]), age_share)
+        means = problem.prior.mean
+        for _ in range(2):
+            # The covariance depends on the powers: once with what is plausible, then with what was found.
+            state = State(problem, fit.response, means, fit.noise)
+            means = state.solve().mean
+        part = State(problem, fit.response, means, fit.noise).answer()
+        joules += part.value
+        covariance += part.covariance
+        slope += part.sensitivity
+    response = slope @ fit.covariance @ slope.T
+    return Regressed(
+        joules=joules,
+        statistical=1.96 * np.sqrt(np.clip(np.diag(covariance), 0.0, None)),
+        response=1.96 * np.sqrt(np.clip(np.diag(response), 0.0, None)),
+        covariance=covariance + response,
+        fit=fit,
+        aged=age_share > 0,
     )
 
 
-def _half(bracket: Ints) -> Floats:
-    """Returns half of each bracket, seconds."""
-    return np.asarray(np.maximum(bracket / NANO, _LEAST_BRACKET_SECONDS) / 2)
+def too_little(run: Run) -> str:
+    """Returns why there is no ground for a regression, or an empty text."""
+    count = len(run.problem(run.blocks()).seen.end)
+    if count < _LEAST_OBSERVATIONS:
+        return f"{count} readings are too few for a regression ({_LEAST_OBSERVATIONS} are needed)"
+    return ""
 
 
-def problem_of(pieces: Pieces, counter: Counter, power: Series, limit_watts: float | None) -> Problem:
-    """Makes the regression of one device over one run."""
-    origin, last = int(pieces.start[0]), int(pieces.stop[-1])
-    update = counter.period / NANO
-    margin = _MARGIN_UPDATES * max(update, power.period_seconds)
-    cut = cut_stretches(pieces, origin, update, margin)
-    end = (last - origin) / NANO + margin
-    seen = observations(counter, power, origin, -margin + 0.05 * margin, end)
-    rises = np.diff(counter.energy) / np.maximum(np.diff(counter.edge) / NANO, 1e-9)
-    level = float((counter.energy[-1] - counter.energy[0]) / ((counter.edge[-1] - counter.edge[0]) / NANO))
-    most = limit_watts or 2 * float(rises.max())
-    return Problem(
-        seen=seen,
-        stretches=cut.stretches,
-        column=cut.column,
-        free_watts=np.where(cut.outside, 0.5 * level, np.nan),
-        weights=cut.weights,
-        level=level,
-        most_watts=most,
-        columns=len(pieces.rows),
-    )
+def identity_groups(pieces: Pieces) -> sparse.csr_matrix:
+    """Returns the groups in which each piece counts in its own row alone."""
+    size = len(pieces.row)
+    return sparse.csr_matrix((np.ones(size), (pieces.row, np.arange(size))), shape=(len(pieces.rows), size))

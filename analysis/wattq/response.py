@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import sparse
 
-from wattq.counter import Floats, Ints
+from wattq.counter import Floats
+from wattq.observations import Observations
+from wattq.stretches import Stretches
 
 NAMES = (
     "counter_delay_seconds",
@@ -60,42 +62,6 @@ class Response:
         """Returns the response with the parameters of a vector."""
         values = np.where(LOGARITHMIC, np.exp(np.where(LOGARITHMIC, vector, 0.0)), vector)
         return replace(self, **dict(zip(NAMES, values.tolist(), strict=True)))
-
-
-@dataclass(frozen=True)
-class Stretches:
-    """Disjoint stretches of time in order, each of one power; seconds from an origin.
-
-    Attributes:
-        start: Begin of each.
-        stop: End of each.
-    """
-
-    start: Floats
-    stop: Floats
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Rises of the counter and power readings, in the order of their ends; seconds from an origin.
-
-    Attributes:
-        begin: Edge before the one at the end, of a rise of the counter; `nan` for a power reading.
-        end: Moment of the edge.
-        value: Joules of a rise, watts of a reading.
-        is_power: It is a power reading.
-        begin_half: Half the bracket in which the begin lies, seconds; of a reading, that of its end.
-        end_half: Half the bracket in which the end lies.
-        follower: Number of the rise that begins where this one ends; -1 where there is none.
-    """
-
-    begin: Floats
-    end: Floats
-    value: Floats
-    is_power: "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-    begin_half: Floats
-    end_half: Floats
-    follower: Ints
 
 
 def _area(time: Floats, rise: float) -> Floats:
