@@ -39,6 +39,7 @@ EVENT = """
 READING = """
     {type: 'VARCHAR', monotonic_nano: 'BIGINT', device: 'INTEGER[]', energy_joules: 'DOUBLE[]',
      old_us: 'DOUBLE[]', read_us: 'DOUBLE[]', power_device: 'INTEGER[]', power_watts: 'DOUBLE[]',
+     power_old_us: 'DOUBLE[]', power_read_us: 'DOUBLE[]',
      gpus: 'STRUCT("number" INTEGER, power_limit_watts DOUBLE)[]'}
 """
 

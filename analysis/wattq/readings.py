@@ -1,6 +1,6 @@
 """Fetches a node's readings into arrays, a segment at a time, so that a node-day fits in memory."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 
 from wattq.counter import Device, Floats, Ints, Readings
+from wattq.evidence import Evidence
 from wattq.lines import READING, nanoseconds, spread
 from wattq.segments import Segment, reader
 
@@ -35,6 +36,26 @@ _ENERGIES = f"""
         coalesce(monotonic_nano, 0) + coalesce({nanoseconds("read_us")}, 0) as read_nano,
         coalesce(case when ticked then monotonic_nano + {nanoseconds("old_us")} end, -1) as old_nano
     from entries where number is not null
+"""  # noqa: S608 fixed words
+
+# Power as an observation in its own right; the copies in a line of each second are not one.
+_POWER_READINGS = f"""
+    with entries as (
+        select
+            monotonic_nano,
+            unnest(power_device) as number,
+            unnest(power_watts) as power_watts,
+            unnest({spread("power_old_us", "power_device")}) as old_us,
+            unnest({spread("power_read_us", "power_device")}) as read_us
+        from segment_lines where type = 'tick'
+    )
+    select
+        number,
+        power_watts,
+        monotonic_nano + coalesce({nanoseconds("read_us")}, 0) as read_nano,
+        coalesce(monotonic_nano + {nanoseconds("old_us")}, -1) as old_nano
+    from entries
+    where number is not null and power_watts is not null and monotonic_nano is not null
 """  # noqa: S608 fixed words
 
 # A reading of 0 W is a blip of the driver.
@@ -65,10 +86,12 @@ class NodeReadings:
         readings: Readings by device.
         power_watts: Lowest and highest power reading by device, watts; without those that reported none.
         power_limit_watts: Highest power limit by device, watts; without those that reported none.
+        evidence: The readings with the power readings beside them, by device; of the devices asked for alone.
         torn_lines: Lines that could not be read.
     """
 
     readings: dict[str, Readings]
+    evidence: dict[str, Evidence]
     power_watts: dict[str, tuple[float, float]]
     power_limit_watts: dict[str, float]
     torn_lines: int
@@ -79,6 +102,7 @@ class _SegmentReadings:
     """The same of one segment."""
 
     columns: dict[str, Columns]
+    powers: dict[str, Columns]
     power_watts: dict[str, tuple[float, float]]
     power_limit_watts: dict[str, float]
     torn_lines: int
@@ -88,37 +112,51 @@ def _plain(column: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return np.asarray(np.ma.getdata(column))
 
 
-def _segment(cursor: duckdb.DuckDBPyConnection, part: Segment) -> _SegmentReadings:
-    cursor.execute(_LINES.format(lines=reader([part.path], READING)))
-    names = {device["number"]: device["device"] for device in part.devices}
-    powers = {names[n]: (low, high) for n, low, high in cursor.execute(_POWERS).fetchall() if n in names}
-    limits = {names[n]: limit for n, limit in cursor.execute(_LIMITS).fetchall() if n in names}
-    columns = cursor.execute(_ENERGIES).fetchnumpy()
-    cursor.close()
-    number = _plain(columns["number"])
-    energy = _plain(columns["energy_joules"])
-    read, old = _plain(columns["read_nano"]), _plain(columns["old_nano"])
+def _by_device(
+    cursor: duckdb.DuckDBPyConnection, query: str, value: str, names: dict[int, str]
+) -> tuple[dict[str, Columns], int]:
+    """Returns the readings of a query by device, and how many lines could not be read."""
+    columns = {name: _plain(column) for name, column in cursor.execute(query).fetchnumpy().items()}
+    number, known = columns["number"], ~np.isnan(columns[value])
     found = {}
     for place, name in names.items():
-        chosen = (number == place) & ~np.isnan(energy)
+        chosen = (number == place) & known
         if chosen.any():
-            found[name] = (read[chosen], old[chosen], energy[chosen])
-    return _SegmentReadings(found, powers, limits, int((number == -1).sum()))
+            found[name] = (columns["read_nano"][chosen], columns["old_nano"][chosen], columns[value][chosen])
+    return found, int((number == -1).sum())
 
 
-def fetch(connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]) -> NodeReadings:
+def _segment(cursor: duckdb.DuckDBPyConnection, part: Segment, powers: Collection[str]) -> _SegmentReadings:
+    cursor.execute(_LINES.format(lines=reader([part.path], READING)))
+    names = {device["number"]: device["device"] for device in part.devices}
+    ranges = {names[n]: (low, high) for n, low, high in cursor.execute(_POWERS).fetchall() if n in names}
+    limits = {names[n]: limit for n, limit in cursor.execute(_LIMITS).fetchall() if n in names}
+    columns, torn = _by_device(cursor, _ENERGIES, "energy_joules", names)
+    asked = {number: name for number, name in names.items() if name in powers}
+    shown, _ = _by_device(cursor, _POWER_READINGS, "power_watts", asked) if asked else ({}, 0)
+    cursor.close()
+    return _SegmentReadings(columns, shown, ranges, limits, torn)
+
+
+def fetch(
+    connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment], powers: Collection[str] = ()
+) -> NodeReadings:
     """Fetches the readings of the given segments, which are of one boot of one node.
 
     Args:
         connection: DuckDB; each segment is read through a cursor of its own.
         segments: Segments of samples.
+        powers: Names of the devices whose power readings are wanted too, in `evidence`.
     """
     columns: dict[str, list[Columns]] = {}
-    node = NodeReadings({}, {}, {}, 0)
+    shown: dict[str, list[Columns]] = {name: [] for name in powers}
+    node = NodeReadings({}, {}, {}, {}, 0)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for part in pool.map(lambda part: _segment(connection.cursor(), part), segments):
+        for part in pool.map(lambda part: _segment(connection.cursor(), part, powers), segments):
             for name, arrays in part.columns.items():
                 columns.setdefault(name, []).append(arrays)
+            for name, arrays in part.powers.items():
+                shown[name].append(arrays)
             for name, (low, high) in part.power_watts.items():
                 lowest, highest = node.power_watts.get(name, (low, high))
                 node.power_watts[name] = (min(low, lowest), max(high, highest))
@@ -126,9 +164,20 @@ def fetch(connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]) ->
                 node.power_limit_watts[name] = max(limit, node.power_limit_watts.get(name, limit))
             node.torn_lines += part.torn_lines
     for name in list(columns):
-        read, old, energy = (np.concatenate(arrays) for arrays in zip(*columns.pop(name), strict=True))
+        read, old, energy = _joined(columns.pop(name))
         node.readings[name] = Readings(read, old, energy)
+    nothing = Readings(*_joined([]))
+    for name, parts in shown.items():
+        raw = node.readings.get(name, nothing)
+        node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *_joined(parts))
     return node
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    if not parts:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
+    read, old, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return read, old, value
 
 
 def devices(connection: duckdb.DuckDBPyConnection, node: str, boot_id: str) -> list[Device]:
