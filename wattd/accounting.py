@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wattd.control import Control
+from wattd.following import Following
 from wattd.jobs import State
 from wattd.ledger import Ledger
 from wattd.live import PhaseEnergies, job_devices
@@ -29,12 +30,14 @@ class Accounting:
         self._state = state
         self._node = node
         self._steering = Steering(control, node, state)
+        self._following = Following(control, node, state)
         self._restored = False
         self.ledger = Ledger()
         self.phases = PhaseEnergies(state, node, tick_nano)
 
     def note(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Take lines of kind=events that the state knows already."""
+        is_run = False
         for line in lines:
             kind = line["type"]
             if "boot_id" in line:
@@ -44,10 +47,14 @@ class Accounting:
             elif kind == "phase_begin":
                 self.phases.note_begin(line)
             elif kind in ("run_begin", "run_update"):
+                is_run = True
                 self._claim(line["run_id"], line["rank"], line["monotonic_nano"])
             elif kind == "run_end":
+                is_run = True
                 self.ledger.release((line["run_id"], line["rank"]), line["monotonic_nano"])
         self._steering.note(lines)
+        if is_run:
+            self._following.renew()
 
     def _claim(self, run_id: str, rank: int, begin_nano: int) -> None:
         run = self._state.runs.get(run_id)
@@ -66,6 +73,7 @@ class Accounting:
                 for number, rank in run.ranks.items():
                     if rank.end_nano is None and not self.ledger.is_claimed((run.run_id, number)):
                         self._claim(run.run_id, number, rank.begin_nano)
+        self._following.renew()
         self.phases.settle()
         for view in self._node.accounted():
             self.ledger.advance(view.name, view.history, now_nano - _PATIENCE_NANO)

@@ -88,6 +88,7 @@ class Tracker:
         number: The device's number with this sampler.
         energy_microjoules: Cumulative energy as of `read_nano`; None while unknown.
         power_watts: Last power reading; None where there is none.
+        average_power_watts: Last reading of the hardware's own average; None where there is none.
         read_nano: When the device last gave a reading; 0 if never.
     """
 
@@ -97,6 +98,7 @@ class Tracker:
         "_integrates",
         "_integrator",
         "_power_seen",
+        "average_power_watts",
         "energy_microjoules",
         "number",
         "power_watts",
@@ -107,6 +109,7 @@ class Tracker:
         self.number = number
         self.energy_microjoules: int | None = None
         self.power_watts: float | None = None
+        self.average_power_watts: float | None = None
         self.read_nano = 0
         self._energy_seen = 0
         self._power_seen = 0
@@ -136,7 +139,7 @@ class Tracker:
             energies: Gets number, cumulative microjoules, nano and the earlier side of the edge.
             powers: Gets number, watts, nano and the earlier side of the edge.
         """
-        raw, watts = reading
+        raw, watts, average = reading
         if raw is not None:
             self._publish_energy(self._counter.update(raw, nano), nano, energies)
             self._energy_seen = before_nano
@@ -148,6 +151,8 @@ class Tracker:
             if self._integrates:
                 self._publish_energy(self._integrator.update(watts, nano), nano, energies)
                 self._energy_seen = before_nano
+        if average is not None:
+            self.average_power_watts = average
         self.read_nano = nano
 
     def _publish_energy(self, total: int, nano: int, energies: list[int]) -> None:

@@ -6,69 +6,24 @@ thread, once a second, adds what is slow to read (device state) and how the samp
 
 import threading
 import time
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import psutil
 
 from wattd.config import Config
 from wattd.control import Control
-from wattd.counter import Tracker
+from wattd.polling import IDLE_NANO, Line, Poller, SensorHealth
 from wattd.ring import Ring, encode_message, encode_tick
 from wattd.scheduling import HELPER_PRIORITY, be_punctual
-from wattd.sensors import SENSORS, Channel, ReadingError, Sensor, SensorUnavailableError
-from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, Domain, UserError
+from wattd.sensors import SENSORS, ReadingError, Sensor, SensorUnavailableError
+from wattd.values import NANOSECONDS_PER_SECOND, Domain, UserError
 
 RING_SECONDS = 60
 _DEVICES_EVERY_SECONDS = 10
-_SLOW_CALL_NANO = 1_000_000
 _LATE_GAP_NANO = NANOSECONDS_PER_SECOND
 _CONTROL_DEVICES = 256
-
-
-class _Line:
-    """A channel with its tracker and what is known of its health."""
-
-    __slots__ = ("channel", "failed_nano", "health", "reason", "resets", "retry_nano", "tracker")
-
-    def __init__(self, channel: Channel, number: int, health: "SensorHealth") -> None:
-        self.channel = channel
-        self.tracker = Tracker(number, channel.device)
-        self.health = health
-        self.failed_nano = 0
-        self.retry_nano = 0
-        self.reason = ""
-        self.resets = 0
-
-
-class SensorHealth:
-    """Whether a sensor works, and how long its calls take.
-
-    Attributes:
-        name: The sensor.
-        up: It delivers readings.
-        reason: Why it does not.
-        counts: Calls by READ_SECONDS_BUCKETS, and one for those above.
-        nanoseconds: Sum of all calls.
-    """
-
-    def __init__(self, name: str, reason: str = "") -> None:
-        self.name = name
-        self.up = not reason
-        self.reason = reason
-        self.counts = [0] * (len(READ_SECONDS_BUCKETS) + 1)
-        self.nanoseconds = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """As the health message carries it."""
-        return {
-            "name": self.name,
-            "up": self.up,
-            "reason": self.reason,
-            "read_seconds": {"counts": list(self.counts), "sum": self.nanoseconds / NANOSECONDS_PER_SECOND},
-        }
 
 
 class Sensors:
@@ -77,13 +32,14 @@ class Sensors:
     Attributes:
         lines: One a device, in the order of their numbers.
         health: One a sensor, also of those that could not be opened.
+        control: Where the server says on which devices a run is open.
     """
 
     def __init__(self, config: Config, control: Control) -> None:
         self._config = config
-        self._control = control
+        self.control = control
         self._open: list[Sensor] = []
-        self.lines: list[_Line] = []
+        self.lines: list[Line] = []
         self.health: list[SensorHealth] = []
 
     def __enter__(self) -> Self:
@@ -111,7 +67,7 @@ class Sensors:
         return any(line.channel.device.domain is domain for line in self.lines)
 
     def _open_sensor(self, name: str, *, must: bool) -> None:
-        sensor = SENSORS[name](self._config, self._control, len(self.lines))
+        sensor = SENSORS[name](self._config, self.control, len(self.lines))
         try:
             channels = sensor.open()
         except SensorUnavailableError as error:
@@ -122,15 +78,15 @@ class Sensors:
         self._open.append(sensor)
         self.health.append(SensorHealth(name))
         for channel in channels:
-            self.lines.append(_Line(channel, len(self.lines), self.health[-1]))
+            self.lines.append(Line(channel, len(self.lines), self.health[-1]))
 
 
 class Sampler:
     """Reads sensors into a ring; see the module's text.
 
     Attributes:
+        poller: What reads the devices, and when.
         ticks: Wakes so far.
-        missed_ticks: Deadlines that passed while it was not there.
         scheduling: What the kernel granted, see `scheduling.be_punctual`.
         server_restarts: Set by whoever restarts the server; passed on in the health message.
     """
@@ -138,11 +94,11 @@ class Sampler:
     def __init__(
         self, config: Config, sensors: Sensors, ring: Ring, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        self._config = config
         self._sensors = sensors
         self._ring = ring
         self._clock = clock
-        self._period_nano = round(NANOSECONDS_PER_SECOND / config.hz)
+        self.poller = Poller(sensors.lines, round(NANOSECONDS_PER_SECOND / config.hz), clock, self)
+        self._wanted = bytes(len(sensors.lines))
         self._outbox: deque[bytes] = deque()
         self._late_nano: list[int] = []
         self._second_nano = 0
@@ -151,8 +107,13 @@ class Sampler:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self.started_nano = clock()
-        self.ticks = self.missed_ticks = self.server_restarts = 0
+        self.ticks = self.server_restarts = 0
         self.scheduling = "default"
+
+    @property
+    def missed_ticks(self) -> int:
+        """Ticks that passed while it was not there."""
+        return self.poller.missed_ticks
 
     def start(self) -> None:
         """Start the two threads."""
@@ -175,90 +136,69 @@ class Sampler:
         self._outbox.append(encode_message({"type": "devices", "devices": devices}))
 
     def _keep_time(self) -> None:
-        """Wake at each multiple of the period; a deadline that has passed is counted and skipped."""
+        """Wake at each deadline of the schedule."""
         self.scheduling = be_punctual()
-        period = self._period_nano
-        deadline = self._clock() + period
+        clock, poller, sleep = self._clock, self.poller, time.sleep
         while not self._stop.is_set():
-            now = self._clock()
-            if now < deadline:
-                time.sleep((deadline - now) / NANOSECONDS_PER_SECOND)
-                now = self._clock()
-            late = now - deadline
-            missed = late // period
-            if missed > 0:
-                self.missed_ticks += missed
-                deadline += missed * period
-            self.tick(now, late)
-            deadline += period
+            now = clock()
+            wait = poller.next_nano - now
+            if wait > 0:
+                # Not for ever: somebody may want us to stop, or to follow a device.
+                sleep(min(wait, IDLE_NANO) / NANOSECONDS_PER_SECOND)
+                now = clock()
+            self.tick(now)
 
-    def tick(self, now: int, late_nano: int = 0) -> None:
-        """Read every device once and write what is new."""
-        energies, powers, calls = list[int](), list[float](), list[int]()
-        clock, before = self._clock, now
-        for line in self._sensors.lines:
-            if line.failed_nano and now < line.retry_nano:
-                continue
-            try:
-                reading = line.channel.read(before)
-            except ReadingError as error:
-                self._fail(line, before, str(error))
-                before = clock()
-                continue
-            after = clock()
-            if line.failed_nano:
-                self._recover(line, after)
-            tracker, health = line.tracker, line.health
-            last_read_nano = tracker.read_nano
-            tracker.take(reading, before, after, energies, powers)
-            took = after - before
-            health.nanoseconds += took
-            health.counts[bisect_left(READ_SECONDS_BUCKETS, took / NANOSECONDS_PER_SECOND)] += 1
-            if took >= _SLOW_CALL_NANO:
-                calls += (tracker.number, took // 1000)
-            if tracker.resets != line.resets:
-                self._note_reset(line, last_read_nano, after)
-            before = after
-        self._note_time(now, late_nano)
+    def tick(self, now: int) -> None:
+        """Read what is due and write what is new."""
+        wanted = self._sensors.control.wanted()
+        if wanted != self._wanted:
+            self._follow(wanted)
+        late = now - self.poller.next_nano
+        energies, powers, calls = self.poller.poll(now)
+        if late >= 0:
+            self._note_time(now, late)
         if self._outbox:
             self._flush_outbox()
         if energies or powers or calls:
             self._ring.write(encode_tick(now, energies, powers, calls))
         if now >= self._second_nano:
-            self._write_second(before)
+            self._write_second(self._clock())
             self._second_nano = now + NANOSECONDS_PER_SECOND
 
+    def _follow(self, wanted: bytes) -> None:
+        """Lock to the devices on which a run has begun, let go of those where all have ended."""
+        for line, old, new in zip(self._sensors.lines, self._wanted, wanted, strict=False):
+            if old != new:
+                self.poller.follow(line, wanted=bool(new))
+        self._wanted = wanted
+
     def _note_time(self, now: int, late_nano: int) -> None:
-        """Count the tick; a sampler that was away for a second or more says so."""
+        """Count the wake; a sampler that was away for a second or more says so."""
         self.ticks += 1
         self._late_nano.append(late_nano)
-        if self._last_nano and now - self._last_nano - self._period_nano >= _LATE_GAP_NANO:
+        if self._last_nano and late_nano >= _LATE_GAP_NANO:
             self._send_gap(self._last_nano, now, "late")
         self._last_nano = now
 
-    def _fail(self, line: _Line, now: int, reason: str) -> None:
-        """A reading failed: try each tick for a second, then once a second."""
-        if not line.failed_nano:
-            line.failed_nano = line.tracker.read_nano or now
+    def note_failed(self, line: Line, now: int, reason: str) -> None:
+        """A device gave no reading; after a second that is worth a word."""
         if now - line.failed_nano >= NANOSECONDS_PER_SECOND:
-            line.retry_nano = now + NANOSECONDS_PER_SECOND
             if not line.reason:
                 self._send_sensor(line, now, up=False, reason=reason)
             line.reason = reason
 
-    def _recover(self, line: _Line, now: int) -> None:
+    def note_recovered(self, line: Line, since: int, now: int) -> None:
         """A device that was silent gives readings again."""
         if line.reason:
-            self._send_gap(line.failed_nano, now, "sensor_down", line.channel.device.device)
+            self._send_gap(since, now, "sensor_down", line.name)
             self._send_sensor(line, now, up=True, reason="")
             line.reason = ""
-        line.failed_nano = line.retry_nano = 0
 
-    def _note_reset(self, line: _Line, last_read_nano: int, now: int) -> None:
-        line.resets = line.tracker.resets
-        self._send_gap(last_read_nano, now, "counter_reset", line.channel.device.device)
+    def note_reset(self, line: Line, since: int, now: int) -> None:
+        """Energy of a device is unknown between two readings."""
+        self._send_gap(since, now, "counter_reset", line.name)
 
-    def _send_sensor(self, line: _Line, now: int, *, up: bool, reason: str) -> None:
+    def _send_sensor(self, line: Line, now: int, *, up: bool, reason: str) -> None:
         line.health.up, line.health.reason = up, reason
         sensor = line.channel.device.sensor
         self._send({"type": "sensor", "monotonic_nano": now, "sensor": sensor, "up": up, "reason": reason})
@@ -277,8 +217,6 @@ class Sampler:
 
     def _write_second(self, now: int) -> None:
         """Every counter as it stands, the clock triple, and how punctual the last second was."""
-        known = [line.tracker for line in self._sensors.lines if line.tracker.energy_microjoules is not None]
-        powered = [line.tracker for line in self._sensors.lines if line.tracker.power_watts is not None]
         late = sorted(self._late_nano)
         second = {
             "type": "second",
@@ -286,11 +224,8 @@ class Sampler:
             # Three clocks, read microseconds apart; no duration is ever made of the other two.
             "time_unix_nano": time.time_ns(),
             "boottime_nano": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            "device": [tracker.number for tracker in known],
-            "energy_microjoules": [tracker.energy_microjoules for tracker in known],
-            "read_us": [(tracker.read_nano - now) // 1000 for tracker in known],
-            "power_device": [tracker.number for tracker in powered],
-            "power_watts": [tracker.power_watts for tracker in powered],
+            **_standing(self._sensors.lines, now),
+            **_polling(self._sensors.lines),
             "ticks": self.ticks - self._ticks_before,
             "missed_ticks": self.missed_ticks - self._missed_before,
         }
@@ -343,6 +278,41 @@ class Sampler:
             "server_restarts": self.server_restarts,
             "sensors": [health.as_json() for health in self._sensors.health],
         }
+
+
+def _standing(lines: Iterable[Line], now: int) -> dict[str, Any]:
+    """Counters as they stand, and the powers of devices that give readings."""
+    known = [line.tracker for line in lines if line.tracker.energy_microjoules is not None]
+    alive = [line.tracker for line in lines if not line.failed_nano]
+    powered = [tracker for tracker in alive if tracker.power_watts is not None]
+    averaged = [tracker for tracker in alive if tracker.average_power_watts is not None]
+    standing = {
+        "device": [tracker.number for tracker in known],
+        "energy_microjoules": [tracker.energy_microjoules for tracker in known],
+        "read_us": [(tracker.read_nano - now) // 1000 for tracker in known],
+        "power_device": [tracker.number for tracker in powered],
+        "power_watts": [tracker.power_watts for tracker in powered],
+    }
+    if averaged:
+        standing["average_power_device"] = [tracker.number for tracker in averaged]
+        standing["average_power_watts"] = [tracker.average_power_watts for tracker in averaged]
+    return standing
+
+
+def _polling(lines: Iterable[Line]) -> dict[str, Any]:
+    """How the devices that are followed are read: for each quantity what is done, and its update period."""
+    followed = [
+        (line.tracker.number, *line.followers) for line in lines if line.is_followed and line.followers
+    ]
+    if not followed:
+        return {}
+    return {
+        "followed_device": [number for number, _, _ in followed],
+        "energy_polling": [energy.mode for _, energy, _ in followed],
+        "energy_update_us": [energy.period_nano // 1000 or None for _, energy, _ in followed],
+        "power_polling": [power.mode for _, _, power in followed],
+        "power_update_us": [power.period_nano // 1000 or None for _, _, power in followed],
+    }
 
 
 def ring_bytes(config: Config, devices: int) -> int:

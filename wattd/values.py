@@ -77,10 +77,12 @@ class Reading(NamedTuple):
     Attributes:
         energy_microjoules: The counter as the hardware shows it, before wraps are undone.
         power_watts: The power as the hardware shows it.
+        average_power_watts: The hardware's own average over a longer window, where it has a second reading.
     """
 
     energy_microjoules: int | None
     power_watts: float | None
+    average_power_watts: float | None = None
 
 
 class EnergyEdge(NamedTuple):

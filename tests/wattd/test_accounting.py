@@ -116,3 +116,25 @@ def test_simulated_devices_draw_what_the_innermost_open_phase_draws(control: Con
     assert control.watts(0) == pytest.approx((500 * 30 + 400 * 10) / 40)
     world.take(marker, marker.end_run())
     assert [control.watts(number) for number in range(3)] == [0.0, 0.0, 0.0]
+
+
+def test_the_sampler_is_told_on_which_devices_a_run_is_open(control: Control) -> None:
+    """From a run's begin to its end, on its GPUs once they are known; a restarted server says it again."""
+    world, marker = _World(control), Marker()
+    world.take(marker, marker.begin_run(nano=NOW + SECOND))
+    assert control.wanted() == bytes([1, 1, 1])
+    world.take(marker, marker.update_run("run", ["GPU-b"], NOW + 3 * SECOND))
+    assert control.wanted() == bytes([0, 1, 1])
+    control.want(())
+    again = _World(control, State.restore(orjson.loads(world.state.checkpoint())))
+    again.accounting.settle(NOW + 10 * SECOND)
+    assert control.wanted() == bytes([0, 1, 1])
+    again.take(marker, marker.end_run())
+    assert control.wanted() == bytes(3)
+
+
+def test_a_run_that_ended_before_a_restart_is_followed_no_longer(control: Control) -> None:
+    """What an earlier server asked for is taken back by the state of the new one."""
+    control.want({0, 1, 2})
+    _World(control).accounting.settle(NOW + 10 * SECOND)
+    assert control.wanted() == bytes(3)

@@ -22,4 +22,7 @@ SENSORS: Mapping[str, Callable[[Config, Control, int], Sensor]] = MappingProxyTy
     }
 )
 
-__all__ = ["SENSORS", "Channel", "ReadingError", "Sensor", "SensorUnavailableError"]
+FOLLOWED = frozenset({"nvml"})
+"""Sensors whose updates are slow, and regular enough that their period can be learned (edges.py)."""
+
+__all__ = ["FOLLOWED", "SENSORS", "Channel", "ReadingError", "Sensor", "SensorUnavailableError"]

@@ -15,6 +15,7 @@ from wattd.values import Device, Domain, Reading, Source
 
 _ENERGY_FIELD = pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
 _POWER_FIELD = pynvml.NVML_FI_DEV_POWER_INSTANT
+_AVERAGE_FIELD = pynvml.NVML_FI_DEV_POWER_AVERAGE
 _SUCCESS = pynvml.NVML_SUCCESS
 _REMEDIES = {
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "load the NVIDIA driver: modprobe nvidia",
@@ -28,12 +29,13 @@ class NvmlChannel:
 
     def __init__(self, index: int, handle: Any) -> None:
         self._handle = handle
-        self._fields = (pynvml.c_nvmlFieldValue_t * 2)()
+        self._fields = (pynvml.c_nvmlFieldValue_t * 3)()
         self._fields[0].fieldId = _ENERGY_FIELD
         self._fields[1].fieldId = _POWER_FIELD
+        self._fields[2].fieldId = _AVERAGE_FIELD
         self._get_field_values = pynvml.nvmlLib.nvmlDeviceGetFieldValues
         self._plain_power = False
-        energy, watts = self._first_reading()
+        energy, watts, _ = self._first_reading()
         self.device = Device(
             device=_text(pynvml.nvmlDeviceGetUUID(handle)),
             index=index,
@@ -48,16 +50,16 @@ class NvmlChannel:
 
     def _first_reading(self) -> Reading:
         """Find out what this GPU shows."""
-        energy, watts = self.read(0)
-        if watts is None:
+        reading = self.read(0)
+        if reading.power_watts is None:
             self._plain_power = True
-            energy, watts = self.read(0)
-        return Reading(energy, watts)
+            reading = self.read(0)
+        return reading
 
     def read(self, monotonic_nano: int) -> Reading:
         """Counter and power. A field that fails or shows 0 is absent: a GPU that is on draws power."""
         fields = self._fields
-        code = self._get_field_values(self._handle, 2, ctypes.byref(fields))
+        code = self._get_field_values(self._handle, 3, ctypes.byref(fields))
         if code != _SUCCESS:
             raise ReadingError(pynvml.nvmlErrorString(code))
         energy = fields[0].value.ullVal if fields[0].nvmlReturn == _SUCCESS else 0
@@ -65,7 +67,8 @@ class NvmlChannel:
             milliwatts = self._usage_milliwatts()
         else:
             milliwatts = fields[1].value.uiVal if fields[1].nvmlReturn == _SUCCESS else 0
-        return Reading(energy * 1000 or None, milliwatts / 1000 or None)
+        average = fields[2].value.uiVal if fields[2].nvmlReturn == _SUCCESS else 0
+        return Reading(energy * 1000 or None, milliwatts / 1000 or None, average / 1000 or None)
 
     def _usage_milliwatts(self) -> int:
         try:

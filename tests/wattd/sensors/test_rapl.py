@@ -7,7 +7,7 @@ import pytest
 
 from wattd.sensors import ReadingError, SensorUnavailableError
 from wattd.sensors.rapl import Rapl
-from wattd.values import Domain
+from wattd.values import Domain, Reading
 
 RANGE = 262_143_328_850
 
@@ -47,7 +47,7 @@ def test_reading_follows_the_file_and_names_its_range(two_sockets: Path) -> None
     """A reading is what the kernel shows now; the counter takes range + 1 values before it wraps."""
     sensor = Rapl(two_sockets)
     channel = next(channel for channel in sensor.open() if channel.device.device == "package-1")
-    assert channel.read(0) == (1_000_001, None)
+    assert channel.read(0) == Reading(1_000_001, None)
     (two_sockets / "intel-rapl:1" / "energy_uj").write_text("77\n")
     assert channel.read(0).energy_microjoules == 77
     assert channel.device.counter_range_microjoules == RANGE + 1

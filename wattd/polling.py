@@ -1,0 +1,313 @@
+"""When each device is read: one schedule of absolute deadlines for all of them, and the reading itself.
+
+Devices of most sensors are read together at the tick. One whose updates are slow and can be learned (a
+GPU) is read ten times a second; while somebody wants its edges it is locked to its updates (edges.py).
+"""
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, Protocol
+
+from wattd.counter import Tracker
+from wattd.edges import FAR_NANO, Follower
+from wattd.sensors import FOLLOWED, Channel, ReadingError
+from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Reading, Tick
+
+IDLE_NANO = 100_000_000
+"""A device that is not followed is read so often."""
+
+_TOGETHER_NANO = 150_000
+"""What is due this soon is read with what is due: a wake costs more than a reading."""
+
+_SLOW_CALL_NANO = 1_000_000
+_PATIENCE_NANO = NANOSECONDS_PER_SECOND
+"""A device that fails is tried at the tick for so long, then as rarely."""
+
+
+class SensorHealth:
+    """Whether a sensor works, and how long its calls take.
+
+    Attributes:
+        name: The sensor.
+        up: It delivers readings.
+        reason: Why it does not.
+        counts: Calls by READ_SECONDS_BUCKETS, and one for those above.
+        nanoseconds: Sum of all calls.
+    """
+
+    def __init__(self, name: str, reason: str = "") -> None:
+        self.name = name
+        self.up = not reason
+        self.reason = reason
+        self.counts = [0] * (len(READ_SECONDS_BUCKETS) + 1)
+        self.nanoseconds = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As the health message carries it."""
+        return {
+            "name": self.name,
+            "up": self.up,
+            "reason": self.reason,
+            "read_seconds": {"counts": list(self.counts), "sum": self.nanoseconds / NANOSECONDS_PER_SECOND},
+        }
+
+
+class Line:
+    """A channel with its tracker, its place in the schedule, and what is known of its health.
+
+    Attributes:
+        channel: What is read.
+        tracker: Its cumulative energy and the edges of its quantities.
+        health: That of its sensor.
+        followers: Those of the counter and of the power reading; None where it is read at the tick.
+        is_followed: Somebody wants its edges.
+        deadline_nano: When it is read next; 0 while that is open.
+        failed_nano: Since when it gives no readings; 0 if it does.
+        reason: Why it is said to be down; empty while it is not.
+    """
+
+    __slots__ = (
+        "channel",
+        "deadline_nano",
+        "failed_nano",
+        "followers",
+        "health",
+        "is_followed",
+        "reason",
+        "retry_nano",
+        "tracker",
+    )
+
+    def __init__(self, channel: Channel, number: int, health: SensorHealth) -> None:
+        self.channel = channel
+        self.tracker = Tracker(number, channel.device)
+        self.health = health
+        self.followers: tuple[Follower, Follower] | None = None
+        self.is_followed = False
+        self.deadline_nano = 0
+        self.failed_nano = 0
+        self.retry_nano = 0
+        self.reason = ""
+
+    @property
+    def name(self) -> str:
+        """UUID or name of the device."""
+        return self.channel.device.device
+
+
+class Listener(Protocol):
+    """Who is told of what is no reading."""
+
+    def note_failed(self, line: Line, now: int, reason: str) -> None:
+        """A device gave no reading; told at each attempt."""
+
+    def note_recovered(self, line: Line, since: int, now: int) -> None:
+        """A device that gave none since `since` gives readings again."""
+
+    def note_reset(self, line: Line, since: int, now: int) -> None:
+        """The counter could not be followed from `since` to `now`: what it counted is unknown."""
+
+
+class _Nobody:
+    """A listener that has no use for what it hears."""
+
+    def note_failed(self, line: Line, now: int, reason: str) -> None:
+        """Nothing to do."""
+
+    def note_recovered(self, line: Line, since: int, now: int) -> None:
+        """Nothing to do."""
+
+    def note_reset(self, line: Line, since: int, now: int) -> None:
+        """Nothing to do."""
+
+
+class Poller:
+    """Reads devices when they are due; see the module's text.
+
+    Attributes:
+        lines: The devices, by their numbers.
+        missed_ticks: Ticks that passed while nobody polled.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        tick_nano: int,
+        clock: Callable[[], int] = time.monotonic_ns,
+        listener: Listener | None = None,
+    ) -> None:
+        """Plan the first readings.
+
+        Args:
+            lines: The devices; a line's number is its place.
+            tick_nano: Time between two readings of a device that is read at the tick.
+            clock: CLOCK_MONOTONIC, nanoseconds.
+            listener: Who is told of failures, recoveries and resets.
+        """
+        self.lines = lines
+        self.missed_ticks = 0
+        self._tick_nano = tick_nano
+        self._clock = clock
+        self._listener = listener or _Nobody()
+        self._due = deque[Line]()
+        self._energies, self._powers, self._calls = list[int](), list[float](), list[int]()
+        self._order = count()
+        self._ticked = [line for line in lines if line.channel.device.sensor not in FOLLOWED]
+        now = self._before = clock()
+        self._heap: list[tuple[int, int, Line | None]] = []
+        if self._ticked:
+            self._heap.append((now + tick_nano, next(self._order), None))
+        for line in lines:
+            if line.channel.device.sensor in FOLLOWED:
+                line.followers = (Follower(tick_nano), Follower(tick_nano))
+                line.deadline_nano = now + tick_nano
+                self._heap.append((line.deadline_nano, next(self._order), line))
+        heapify(self._heap)
+
+    @classmethod
+    def of(
+        cls, channels: Sequence[Channel], tick_nano: int, clock: Callable[[], int] = time.monotonic_ns
+    ) -> "Poller":
+        """A poller for channels alone, outside a daemon."""
+        health: dict[str, SensorHealth] = {}
+        lines = []
+        for number, channel in enumerate(channels):
+            name = channel.device.sensor
+            lines.append(Line(channel, number, health.setdefault(name, SensorHealth(name))))
+        return cls(lines, tick_nano, clock)
+
+    @property
+    def next_nano(self) -> int:
+        """When the next device is due; FAR_NANO if none is."""
+        heap = self._heap
+        while heap:
+            deadline, _, line = heap[0]
+            if line is None or line.deadline_nano == deadline:
+                return deadline
+            heappop(heap)  # it was planned anew
+        return FAR_NANO
+
+    def ticks(self, until_nano: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[Tick]:
+        """Wait and read until a moment; what was new at each wake, empty ticks included."""
+        while (deadline := self.next_nano) < until_nano:
+            now = self._clock()
+            if now < deadline:
+                sleep((deadline - now) / NANOSECONDS_PER_SECOND)
+            now = self._clock()
+            yield as_tick(now, *self.poll(now))
+
+    def follow(self, line: Line, *, wanted: bool) -> None:
+        """Lock to a device's updates, or let go; nothing changes for a device that is read at the tick."""
+        line.is_followed = wanted
+        if line.followers is None:
+            return
+        now = self._clock()
+        for follower in line.followers:
+            if wanted:
+                follower.start(now)
+            else:
+                follower.stop()
+        if line.deadline_nano and not line.failed_nano:
+            self._plan(line, now)
+
+    def poll(self, now: int) -> tuple[list[int], list[float], list[int]]:
+        """Read what is due at `now`.
+
+        Returns:
+            The flat lists of `ring.encode_tick`: new energies, new powers, slow calls.
+        """
+        self._gather(now + _TOGETHER_NANO)
+        due = self._due
+        self._before = now
+        while due:
+            self._read(due.popleft())
+        news = self._energies, self._powers, self._calls
+        self._energies, self._powers, self._calls = [], [], []
+        return news
+
+    def _gather(self, until: int) -> None:
+        """Take what is due from the schedule; the tick's next deadline is the next that has not passed."""
+        heap, due, order = self._heap, self._due, self._order
+        while heap and heap[0][0] <= until:
+            deadline, _, line = heappop(heap)
+            if line is None:
+                missed = max(0, until - _TOGETHER_NANO - deadline) // self._tick_nano
+                self.missed_ticks += missed
+                heappush(heap, (deadline + (missed + 1) * self._tick_nano, next(order), None))
+                due.extend(self._ticked)
+            elif line.deadline_nano == deadline:
+                line.deadline_nano = 0
+                due.append(line)
+
+    def _read(self, line: Line) -> None:
+        """Read a device and take what it shows."""
+        before = self._before
+        if line.failed_nano and before < line.retry_nano and line.followers is None:
+            return
+        try:
+            reading = line.channel.read(before)
+        except ReadingError as error:
+            self._before = self._clock()
+            self._fail(line, before, str(error))
+            return
+        after = self._before = self._clock()
+        self.take(line, reading, before, after)
+
+    def take(self, line: Line, reading: Reading, before: int, after: int) -> None:
+        """Take a reading that was asked for at `before` and answered at `after`, and plan the next."""
+        tracker, health = line.tracker, line.health
+        if line.failed_nano:
+            self._listener.note_recovered(line, line.failed_nano, after)
+            line.failed_nano = line.retry_nano = 0
+        last_nano, resets = tracker.read_nano, tracker.resets
+        tracker.take(reading, before, after, self._energies, self._powers)
+        took = after - before
+        health.nanoseconds += took
+        health.counts[bisect_left(READ_SECONDS_BUCKETS, took / NANOSECONDS_PER_SECOND)] += 1
+        if took >= _SLOW_CALL_NANO:
+            self._calls += (tracker.number, took // 1000)
+        if tracker.resets != resets:
+            self._listener.note_reset(line, last_nano, after)
+        followers = line.followers
+        if followers is not None:
+            if line.is_followed:
+                followers[0].see(reading.energy_microjoules, before, after)
+                followers[1].see(reading.power_watts, before, after)
+            self._plan(line, before)
+
+    def _fail(self, line: Line, now: int, reason: str) -> None:
+        """No reading: try at the tick for a second, then once a second."""
+        if not line.failed_nano:
+            line.failed_nano = line.tracker.read_nano or now
+        pause = self._tick_nano if now - line.failed_nano < _PATIENCE_NANO else _PATIENCE_NANO
+        line.retry_nano = now + pause - self._tick_nano // 2  # ticks come a little early and late
+        self._listener.note_failed(line, now, reason)
+        if line.followers is not None:
+            self._put(line, now + pause)
+
+    def _plan(self, line: Line, before: int) -> None:
+        """When a device is read next: on the common grid, or when its followers want it."""
+        if not line.is_followed or line.followers is None:
+            self._put(line, ((before + _TOGETHER_NANO) // IDLE_NANO + 1) * IDLE_NANO)
+            return
+        energy, power = line.followers
+        longest = before + IDLE_NANO + max(energy.period_nano, power.period_nano)
+        self._put(line, min(energy.next_nano, power.next_nano, longest))
+
+    def _put(self, line: Line, deadline: int) -> None:
+        line.deadline_nano = deadline
+        heappush(self._heap, (deadline, next(self._order), line))
+
+
+def as_tick(now: int, energies: Sequence[Any], powers: Sequence[Any], calls: Sequence[Any]) -> Tick:
+    """The flat lists of a poll as a record."""
+    return Tick(
+        now,
+        [EnergyEdge(*energies[i : i + 4]) for i in range(0, len(energies), 4)],
+        [PowerEdge(*powers[i : i + 4]) for i in range(0, len(powers), 4)],
+        [(calls[i], calls[i + 1]) for i in range(0, len(calls), 2)],
+    )
