@@ -12,13 +12,14 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from kdclient import identity
+from kdclient import identity, stamps
 from kdclient.phases import Item, Phase, Queue, Run, Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kdclient.sender import Sender
+    from kdclient.stamps import Stamps
 
 _LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-")
 _MOST_LETTERS = 64
@@ -43,6 +44,8 @@ class Client:
         dropped: Phases that found the queue full, and were not told to the daemon yet.
         spool_only: A forked child of a process that used gRPC: it leaves its marks to its parent.
         has_children: This process was forked; what its children spooled is to be delivered.
+        stamps: Records the edges of phases on the GPU; None where the program has not started CUDA, and
+            in a forked child, where CUDA does not work.
     """
 
     def __init__(self, socket: _Path | None, token_file: _Path | None, spool: _Path | None) -> None:
@@ -52,7 +55,8 @@ class Client:
         self.names: dict[str, str] = {}
         self._warned = set[str]()
         # gRPC does not survive a fork: its child may only write the spool, which the parent delivers.
-        self.spool_only = self.has_children = False
+        self.spool_only = self.has_children = self._is_child = False
+        self.stamps: Stamps | None = None
         self._sender: Sender | None = None
         self._begin_anew()
         _clients.add(self)
@@ -86,7 +90,9 @@ class Client:
                 phase with the most tokens.
             resume: The run goes on from a checkpoint under the same run_id.
             run_id: Identity shared by all ranks; by default found from the launch.
-            sync: Wait for the GPU at each edge of a phase. This slows the run, and is recorded.
+            sync: Wait for the GPU at each edge of a phase. This slows the run, and is recorded. Without
+                it a program that has started CUDA gets an event on its current stream at each edge
+                (WATTD_GPU_EVENTS=0: none), which costs some microseconds and waits for nothing.
         """
         sent = self.check(name)
         facts: dict[str, Any] = {
@@ -117,6 +123,12 @@ class Client:
         if len(self.names) < _MOST_NAMES:  # names made from a counter must not fill the memory
             self.names[name] = sent
         return sent
+
+    def find_gpu(self) -> bool:
+        """Whether the edges of phases can be seen on a GPU; looked at again until they can."""
+        if self.stamps is None and not self._is_child:
+            self.stamps = stamps.find()
+        return self.stamps is not None
 
     def put(self, item: Item) -> None:
         """Queue what is not a phase, and see that somebody takes it."""
@@ -225,6 +237,7 @@ class Client:
             self._sender.abandon()
         self.spool_only = "grpc" in sys.modules
         self.has_children = False
+        self.stamps, self._is_child = None, True
         self._begin_anew()
 
 

@@ -11,7 +11,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from kdclient import identity
-from kdclient.phases import Edge, Outcome, Phase, Run, Ticket
+from kdclient.holding import Holding
+from kdclient.phases import Edge, GpuPhase, Item, Outcome, Phase, Run, Ticket
 from kdclient.spool import MARKS, RESULTS
 from wattd.v1 import marks_pb2
 
@@ -62,6 +63,7 @@ class Encoder:
         self._open: list[Phase] = []
         self._known: dict[Run, tuple[list[str], str]] = {}
         self._threads: dict[int, int] = {}
+        self._holding = Holding(client)
         self.sequence = self._phases = self._dropped = 0
         self._request = self._new_request()
 
@@ -76,20 +78,22 @@ class Encoder:
     def take(self) -> Iterator[Batch | Ticket]:
         """Everything that is on the queue now, and the edges of phases since the last time."""
         queue = self._client.queue
+        self._holding.look(self._known)
         self._look_again()  # first: what was open the last time ended before what follows
+        yield from self._release()
         self._dropped += self._client.take_dropped()
         for _ in range(len(queue)):
             item = queue.popleft()
             if isinstance(item, Phase):
                 self._phase(item)
-            elif isinstance(item, Edge):
-                self._edge(item)
-            elif isinstance(item, Outcome):
-                yield from self._outcome(item)
             else:
-                self._look_again()  # what ended before the ticket was bought is to be covered by it
-                yield from self._cut()
-                yield item
+                self._look_again()  # what ended before the item was queued comes before it
+                yield from self._release()
+                if self._holding.awaited(item):
+                    queue.appendleft(item)
+                    break
+                yield from self._release()
+                yield from self._other(item)
             if self._full():
                 yield from self._cut()
                 self._regulate(len(queue))
@@ -97,6 +101,26 @@ class Encoder:
         self._ask_for_gpus(again=False)
         yield from self._cut()
         self._regulate(len(queue))
+
+    def _other(self, item: Item) -> Iterator[Batch | Ticket]:
+        if isinstance(item, Edge):
+            self._edge(item)
+        elif isinstance(item, Outcome):
+            yield from self._outcome(item)
+        elif isinstance(item, Ticket):
+            yield from self._cut()
+            yield item
+
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for phases that the GPU has not come to; look again soon."""
+        return self._holding.is_awaited()
+
+    def _release(self) -> Iterator[Batch]:
+        """Tell of phases whose times on the GPU are known by now, or will not be."""
+        for phase in self._holding.ready():
+            self._phase_end(phase)
+            if self._full():
+                yield from self._cut()
 
     def _regulate(self, queued: int) -> None:
         if queued > _MOST_QUEUED:
@@ -123,7 +147,7 @@ class Encoder:
         if not self._room():
             self._dropped += 1
         elif phase.end_nano:
-            self._phase_end(phase)
+            self._phase_over(phase)
         else:
             self._open.append(phase)
 
@@ -132,7 +156,7 @@ class Encoder:
         waiting, self._open = self._open, []
         for phase in waiting:
             if phase.end_nano:
-                self._phase_end(phase)
+                self._phase_over(phase)
                 continue
             if phase.begin_nano and not phase.number:
                 self._phase_begin(phase)
@@ -156,11 +180,15 @@ class Encoder:
             begin_monotonic_nano=phase.begin_nano,
         )
 
+    def _phase_over(self, phase: Phase) -> None:
+        if not isinstance(phase, GpuPhase) or not self._holding.add(phase):
+            self._phase_end(phase)
+
     def _phase_end(self, phase: Phase) -> None:
         self._join(phase.run)
         tokens = phase.tokens if phase.tokens is None else self._count(phase)
         self.sequence += 1  # not by a call: this thread's hot path
-        self._request.phases.add(
+        mark = self._request.phases.add(
             sequence=self.sequence,
             kind=_END,
             run_id=phase.run.run_id,
@@ -172,6 +200,8 @@ class Encoder:
             tokens=tokens,
             failed=phase.failed,
         )
+        if isinstance(phase, GpuPhase):
+            self._holding.write(mark, phase)
 
     def _count(self, phase: Phase) -> int | None:
         """The tokens of a phase, from whatever counts as a whole number."""
@@ -193,7 +223,6 @@ class Encoder:
     def _edge(self, edge: Edge) -> None:
         run = edge.run
         if edge.is_end:
-            self._look_again()
             self._ask_for_gpus(again=True)
             self._known.pop(run, None)
             self._request.runs.add(
@@ -204,6 +233,8 @@ class Encoder:
                 rank=run.place.rank,
             )
             return
+        if self._client.stamps is not None:
+            run.see_gpu()
         self._known[run] = uuids, source = identity.gpus()
         self._request.runs.add(
             sequence=self._next(),
@@ -269,5 +300,5 @@ class Encoder:
 
     def rename(self, renamed: dict[str, str]) -> None:
         """Use the ids that the daemon gave instead of those proposed."""
-        for run in [*self._known, *(phase.run for phase in self._open)]:
+        for run in [*self._known, *self._holding.runs(), *(phase.run for phase in self._open)]:
             run.run_id = renamed.get(run.run_id, run.run_id)

@@ -11,6 +11,7 @@ from kdclient import identity
 
 if TYPE_CHECKING:
     from kdclient.client import Client
+    from kdclient.stamps import Stamp, Stamps
 
 
 class Phase:
@@ -74,29 +75,83 @@ class Phase:
         self.__exit__(None, None, None)
 
 
-class _SynchronisedPhase(Phase):
+class GpuPhase(Phase):
+    """A phase whose edges are also seen on the GPU; only where the program has started CUDA.
+
+    Two events are recorded on the stream that is current at its edges, which costs some microseconds
+    more than the time-stamps; nothing waits for the GPU.
+
+    Attributes:
+        gpu_begin: Its begin on the GPU, if any; likewise `gpu_end`.
+    """
+
+    __slots__ = ("gpu_begin", "gpu_end")
+
+    def __init__(self, run: "Run", name: str, tokens: int | None) -> None:
+        super().__init__(run, name, tokens)
+        self.gpu_begin: Stamp | None = None
+        self.gpu_end: Stamp | None = None
+
+    def __enter__(self) -> Self:
+        is_new = not self.begin_nano
+        super().__enter__()
+        stamps = self.run.client.stamps
+        if is_new and stamps is not None:
+            self.gpu_begin = stamps.stamp(self.begin_nano)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now = monotonic_ns()
+        if self.end_nano:
+            return
+        if kind is not None:
+            self.failed = True
+        if self.gpu_begin is not None and self.run.client.stamps is not None:
+            self.gpu_end = self.run.client.stamps.stamp(now)
+        self.end_nano = now
+
+
+class _SynchronisedPhase(GpuPhase):
     """A phase whose edges wait for the GPU; it slows the run, which the run's record says."""
 
     __slots__ = ()
 
     def __enter__(self) -> Self:
-        _synchronise()
-        return super().__enter__()
+        if self.begin_nano:
+            super().__enter__()  # says that this is no way to do it
+            return self
+        self.gpu_begin = _synchronised(self.run.client.stamps)
+        self.thread = get_ident()
+        self.run.client.append(self)
+        self.begin_nano = monotonic_ns()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.end_nano:
+            return
         try:
             if kind is None:  # after a failed kernel it would raise in the place of what is being raised
-                _synchronise()
+                self.gpu_end = _synchronised(self.run.client.stamps)
+            else:
+                self.failed = True
         finally:
-            super().__exit__(kind, error, trace)
+            self.end_nano = monotonic_ns()
 
 
-def _synchronise() -> None:
+def _synchronised(stamps: "Stamps | None") -> "Stamp | None":
+    """Wait for the GPU, behind an event whose time is then known from both sides."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    if cuda is not None and cuda.is_initialized():
-        cuda.synchronize()
+    if cuda is None or not cuda.is_initialized():
+        return None
+    stamp = stamps.stamp(monotonic_ns()) if stamps is not None else None
+    cuda.synchronize()
+    if stamp is not None:
+        stamp.high_nano = monotonic_ns()
+    return stamp
 
 
 class Run:
@@ -118,7 +173,14 @@ class Run:
         self.facts = facts
         self.place = identity.place()
         self.owner = client.client_id
-        self._kind = _SynchronisedPhase if facts["sync"] else Phase
+        self._kind: type[Phase] = _SynchronisedPhase if facts["sync"] else Phase
+        if client.find_gpu():
+            self.see_gpu()
+
+    def see_gpu(self) -> None:
+        """From here on, look for the edges of phases on the GPU: the program has started CUDA."""
+        if self._kind is Phase:
+            self._kind = GpuPhase
 
     def phase(self, name: str, tokens: int | None = None) -> Phase:
         """A phase of this run.

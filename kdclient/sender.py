@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from wattd.v1.marks_pb2 import SendMarksResponse
 
 FLUSH_SECONDS = 0.1
+_SOON_SECONDS = 0.005
 _HEARTBEAT_SECONDS = 4.0
 _MOST_BACK_OFF_SECONDS = 1.0
 _SYNC_SECONDS = 1.0
@@ -105,7 +106,7 @@ class Sender:
         if not self._prepare():
             return
         while not self._stopping:
-            self._event.wait(FLUSH_SECONDS)
+            self._event.wait(_SOON_SECONDS if self._encoder.is_awaited() else FLUSH_SECONDS)
             self._event.clear()
             try:
                 self._turn()
@@ -120,7 +121,7 @@ class Sender:
     def _turn(self) -> None:
         """One look at the queue, the connection and those who wait."""
         now = monotonic()
-        if self._hurry or now >= self._flush_at:
+        if self._hurry or self._encoder.is_awaited() or now >= self._flush_at:
             self._hurry, self._flush_at = False, now + FLUSH_SECONDS
             for item in self._encoder.take():
                 if isinstance(item, Ticket):

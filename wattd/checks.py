@@ -12,9 +12,14 @@ _BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GPU_UUID = re.compile(r"[A-Za-z0-9_.:/-]{1,96}")
 _GPU_SOURCES = frozenset({"torch", "cuda_visible_devices", "unknown"})
 
+_GPU_REASONS = frozenset(
+    {"captured", "crowded", "failed", "late", "no_anchor", "out_of_order", "several_devices"}
+)
+
 _MOST_LETTERS = 64
 _MOST_GPUS_A_RANK = 64
 _MOST_TOKENS = 1 << 53
+_MOST_GPU_ERROR_NANO = 1_000_000_000
 
 
 class RefusedError(Exception):
@@ -58,6 +63,32 @@ def checked_gpus(mark: marks_pb2.RunMark) -> dict[str, Any]:
     if source not in _GPU_SOURCES:
         raise RefusedError(f"run {mark.run_id}: gpu_source is one of {', '.join(sorted(_GPU_SOURCES))}")
     return {**({"gpu_uuids": list(mark.gpu_uuids)} if mark.gpu_uuids else {}), "gpu_source": source}
+
+
+def checked_gpu_edges(mark: marks_pb2.PhaseMark, latest_nano: int) -> dict[str, Any]:
+    """The keys that say when a GPU reached the edges of a phase, or why that is not known.
+
+    Args:
+        mark: The end of a phase.
+        latest_nano: What lies after this is in the future.
+
+    Raises:
+        RefusedError: The times are not in order, or in the future, or their error makes them worthless.
+    """
+    if not mark.gpu_error_nano:
+        if mark.gpu_reason not in _GPU_REASONS:
+            raise RefusedError(f"phase {mark.name}: gpu_reason is one of {', '.join(sorted(_GPU_REASONS))}")
+        return {"gpu_reason": mark.gpu_reason}
+    begin, end = mark.gpu_begin_monotonic_nano, mark.gpu_end_monotonic_nano
+    if not 0 < begin <= end <= latest_nano:
+        raise RefusedError(f"phase {mark.name}: its times on the GPU are not in order, or in the future")
+    if mark.gpu_error_nano > _MOST_GPU_ERROR_NANO:
+        raise RefusedError(f"phase {mark.name}: gpu_error_nano must be at most a second")
+    return {
+        "gpu_begin_monotonic_nano": begin,
+        "gpu_end_monotonic_nano": end,
+        "gpu_error_nano": mark.gpu_error_nano,
+    }
 
 
 def checked_count(number: int, what: str) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from wattd.checks import RefusedError, checked_count, checked_gpus, is_name, shown
+from wattd.checks import RefusedError, checked_count, checked_gpu_edges, checked_gpus, is_name, shown
 from wattd.jobs import State, lost_client_lines
 from wattd.runs import Client, Run
 from wattd.v1 import marks_pb2
@@ -136,6 +136,8 @@ class Intake:
             line["tokens"] = checked_count(mark.tokens, "tokens")
         if mark.failed:
             line["failed"] = True
+        if mark.gpu_error_nano or mark.gpu_reason:
+            line.update(checked_gpu_edges(mark, latest_nano))
         return line
 
     @staticmethod

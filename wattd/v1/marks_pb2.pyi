@@ -300,6 +300,10 @@ class PhaseMark(_message.Message):
     END_MONOTONIC_NANO_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    GPU_BEGIN_MONOTONIC_NANO_FIELD_NUMBER: _builtins.int
+    GPU_END_MONOTONIC_NANO_FIELD_NUMBER: _builtins.int
+    GPU_ERROR_NANO_FIELD_NUMBER: _builtins.int
+    GPU_REASON_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of this mark in its client, from 1, without holes; shared by runs
     and phases.
@@ -324,6 +328,24 @@ class PhaseMark(_message.Message):
     """Tokens processed in the phase; absent when it was not told. Only with an end."""
     failed: _builtins.bool
     """An exception left the phase. Only with an end."""
+    gpu_begin_monotonic_nano: _builtins.int
+    """When the GPU reached the phase's begin and end on the stream that was
+    current there, by CUDA events, on the client's CLOCK_MONOTONIC; nanoseconds.
+    Only with an end; present where gpu_error_nano is not 0.
+    """
+    gpu_end_monotonic_nano: _builtins.int
+    """See gpu_begin_monotonic_nano; never before it."""
+    gpu_error_nano: _builtins.int
+    """The two times above are right within this, either way (half-width of the
+    mapping from the GPU's clock), nanoseconds; 0: there are none.
+    """
+    gpu_reason: _builtins.str
+    """Why a phase whose edges were to be seen on the GPU has no such times:
+    "captured" (inside a CUDA graph's capture), "crowded" (too many events
+    under way), "failed" (CUDA raised), "late" (the GPU did not get there in
+    time), "no_anchor" (its clock was not tied to the host's), "out_of_order"
+    (the ends lie on streams that are no sequence), "several_devices"; else empty.
+    """
     def __init__(
         self,
         *,
@@ -337,10 +359,14 @@ class PhaseMark(_message.Message):
         end_monotonic_nano: _builtins.int = ...,
         tokens: _builtins.int | None = ...,
         failed: _builtins.bool = ...,
+        gpu_begin_monotonic_nano: _builtins.int = ...,
+        gpu_end_monotonic_nano: _builtins.int = ...,
+        gpu_error_nano: _builtins.int = ...,
+        gpu_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tokens", b"_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens", b"_tokens", "begin_monotonic_nano", b"begin_monotonic_nano", "end_monotonic_nano", b"end_monotonic_nano", "failed", b"failed", "kind", b"kind", "name", b"name", "phase_number", b"phase_number", "run_id", b"run_id", "sequence", b"sequence", "thread", b"thread", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tokens", b"_tokens", "begin_monotonic_nano", b"begin_monotonic_nano", "end_monotonic_nano", b"end_monotonic_nano", "failed", b"failed", "gpu_begin_monotonic_nano", b"gpu_begin_monotonic_nano", "gpu_end_monotonic_nano", b"gpu_end_monotonic_nano", "gpu_error_nano", b"gpu_error_nano", "gpu_reason", b"gpu_reason", "kind", b"kind", "name", b"name", "phase_number", b"phase_number", "run_id", b"run_id", "sequence", b"sequence", "thread", b"thread", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
     _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
