@@ -108,7 +108,7 @@ def calibrate(
     run = Run(pieces, identity_groups(pieces), counter, power, None)
     borders = np.array([0.0, (pieces.stop[-1] - pieces.start[0]) / NANO])
     problem = run.problem(borders)
-    fit = fit_response(problem, plausible(problem, power.period_seconds), power.period_seconds)
+    fit = fit_response(problem, plausible(problem, power.period_seconds), power.period_seconds)[0]
     return _checked(problem, fit, counter.period / 1e9, power.period_seconds, pieces.rows, count)
 
 

@@ -17,7 +17,7 @@ from wattq.response import Response
 
 _WINDOWS = (0.1, 0.25, 0.5, 1.0)
 _DELAYS = (0.001, 0.006, 0.014)
-_ROUNDS, _STARTS_KEPT = 12, 3
+_ROUNDS, _STARTS_KEPT = 12, 2
 _SETTLED = 1e-2
 
 
@@ -121,37 +121,41 @@ def _bounded(step: Floats) -> Floats:
     return np.asarray(np.clip(step, -most, most))
 
 
-def fit_response(problem: Problem, prior: Prior, power_seconds: float) -> Fit:
+def fit_response(problem: Problem, prior: Prior, power_seconds: float) -> list[Fit]:
     """Finds the response from the run.
 
     Args:
         problem: The observations.
         prior: Of the response's vector.
         power_seconds: Update period of the power reading.
+
+    Returns:
+        The summits that were found, the most likely one first; the others are of other windows.
     """
-    means = problem.prior.mean
     start = Response(0.003, 0.002, 0.003, 0.3 * max(power_seconds, 1e-3))
-    nothing = Fit(start, np.linalg.inv(prior.precision), Noise(), means, np.inf)
+    nothing = Fit(start, np.linalg.inv(prior.precision), Noise(), problem.prior.mean, np.inf)
     alone = problem.without_power()
-    candidates = [
-        climb(alone, replace(nothing, response=replace(start, counter_delay_seconds=delay)), prior, 4, noise_rounds=(2,))
-        for delay in (0.001, 0.008)
-    ]
-    counter = min(candidates, key=lambda fit: fit.objective)
+    begins = [replace(start, counter_delay_seconds=delay) for delay in (0.001, 0.008)]
+    counter = min(
+        (climb(alone, replace(nothing, response=one), prior, 4, noise_rounds=(2,)) for one in begins), key=_surprise
+    )
     if not problem.has_power:
-        return climb(problem, counter, prior, _ROUNDS, noise_rounds=(1, 4))
-    starts = [
-        replace(
-            counter.response,
-            power_window_seconds=share * power_seconds,
-            power_delay_seconds=delay,
+        return [climb(problem, counter, prior, _ROUNDS, noise_rounds=(1, 4))]
+    found = []
+    for share in _WINDOWS:
+        starts = [
+            replace(counter.response, power_window_seconds=share * power_seconds, power_delay_seconds=delay)
+            for delay in _DELAYS
+        ]
+        tried = (
+            climb(problem, replace(counter, response=one, objective=np.inf), prior, 3, noise_rounds=())
+            for one in starts
         )
-        for share in _WINDOWS
-        for delay in _DELAYS
-    ]
-    tried = [climb(problem, replace(counter, response=one, objective=np.inf), prior, 3, noise_rounds=()) for one in starts]
-    tried.sort(key=lambda fit: fit.objective)
-    climbed = [
-        climb(problem, fit, prior, _ROUNDS, noise_rounds=(0, 3)) for fit in tried[:_STARTS_KEPT]
-    ]
-    return min(climbed, key=lambda fit: fit.objective)
+        found.append(min(tried, key=_surprise))
+    found.sort(key=_surprise)
+    climbed = [climb(problem, fit, prior, _ROUNDS, noise_rounds=(0, 3)) for fit in found[:_STARTS_KEPT]]
+    return sorted(climbed, key=_surprise) + found[_STARTS_KEPT:]
+
+
+def _surprise(fit: Fit) -> float:
+    return fit.objective

@@ -21,6 +21,10 @@ _COUNTER_NOISE, _POWER_NOISE = 3e-4, 5e-3
 # A row with fewer instances has no spread that could be known: each of them may have any power.
 _LEAST_INSTANCES = 10
 _FREE_SHARE = 0.5
+# How far the ages of a phase, from the first on, may be from its mean, and its slope, against each other:
+# what a phase begins with (caches, clocks, the launch of its kernels) is what differs most.
+_AGE_SCALES = np.array([4.0, 2.0, 1.0, 0.5])
+_SLOPE = 3.5
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,10 @@ class Problem:
     @cached_property
     def _columns(self) -> tuple[Ints, int, Ints]:
         """Column of the mean of each stretch, how many there are, and the column of its age or -1."""
-        key = self.block * (int(self.stretches.row.max()) + 1) + self.stretches.row
-        known, column = np.unique(key, return_inverse=True)
-        aged = (len(AGES) + 1) * self.stretches.row + self.stretches.age
-        aged = np.where(self.stretches.outside, -1, aged)
+        _, kind = np.unique(self.stretches.kind, return_inverse=True)
+        kind = kind.reshape(-1)
+        known, column = np.unique(self.block * (int(kind.max()) + 1) + kind, return_inverse=True)
+        aged = np.where(self.stretches.outside, -1, (len(AGES) + 1) * kind + self.stretches.age)
         _, age = np.unique(aged, return_inverse=True)
         return column.reshape(-1), len(known), age.reshape(-1) - int(self.stretches.outside.any())
 
@@ -81,9 +85,9 @@ class Problem:
         return self._columns[1]
 
     def mean_watts(self, means: Floats, row: int) -> float:
-        """Returns the mean power of a row, given the means of all blocks, watts."""
-        column = self._columns[0][self.stretches.row == row]
-        return float(means[column].mean())
+        """Returns the mean power of a row, given all means, watts."""
+        seconds = self.stretches.weights[[row]]
+        return float((seconds @ (self.membership @ means)).item() / seconds.sum())
 
     @cached_property
     def membership(self) -> sparse.csr_matrix:
@@ -94,9 +98,14 @@ class Problem:
         if not self.age_share:
             return sparse.csr_matrix((np.ones(size), (row, column)), shape=(size, count))
         has = np.flatnonzero(age >= 0)
-        columns = np.concatenate([column, count + age[has]])
-        shape = (size, count + int(age.max(initial=-1)) + 1)
-        return sparse.csr_matrix((np.ones(len(columns)), (np.concatenate([row, has]), columns)), shape=shape)
+        ages = int(age.max(initial=-1)) + 1
+        # A phase's slope from begin to end stands beside its ages.
+        _, slope = np.unique(self.stretches.kind[has], return_inverse=True)
+        columns = np.concatenate([column, count + age[has], count + ages + slope.reshape(-1)])
+        young = _AGE_SCALES[self.stretches.age[has]]
+        values = np.concatenate([np.ones(size), young, _SLOPE * self.stretches.position[has]])
+        shape = (size, count + ages + int(slope.max(initial=-1)) + 1)
+        return sparse.csr_matrix((values, (np.concatenate([row, has, has]), columns)), shape=shape)
 
     @cached_property
     def prior(self) -> Prior:
@@ -122,8 +131,9 @@ class Problem:
     @cached_property
     def free_variance(self) -> Floats:
         """Of each instance that belongs to nothing that repeats, watts squared; 0 for the others."""
-        row = self.stretches.row[self._first]
-        rare = np.bincount(row)[row] < _LEAST_INSTANCES
+        _, kind = np.unique(self.stretches.kind[self._first], return_inverse=True)
+        kind = kind.reshape(-1)
+        rare = np.bincount(kind)[kind] < _LEAST_INSTANCES
         free = self.stretches.outside[self._first] | rare
         return np.where(free, (_FREE_SHARE * self.level) ** 2, 0.0)
 

@@ -5,7 +5,7 @@ See `mixed` for the algebra, `response` for what a sensor sees, `fit` for how it
 is solved in blocks, so that its phases may change their power over minutes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -16,6 +16,7 @@ from wattq.fit import Fit, climb, fit_response, plausible
 from wattq.mixed import Prior
 from wattq.observations import observations
 from wattq.problem import Noise, Problem, State
+from wattq.response import Response
 from wattq.stretches import AGES, Stretches, cut_stretches
 from wattq.sweep import Pieces
 
@@ -131,26 +132,48 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
     problem = run.problem(borders)
     prior = plausible(problem, run.power_seconds)
     if measured is None:
-        fit = fit_response(problem, prior, run.power_seconds)
+        summits = fit_response(problem, prior, run.power_seconds)
     else:
         prior = Prior(measured.response.vector(), np.linalg.inv(measured.covariance))
         start = Fit(measured.response, measured.covariance, Noise(), problem.prior.mean, np.inf)
-        fit = climb(problem, start, prior, 8, noise_rounds=(1, 3))
-    return _aged(run, borders, fit, prior)
+        summits = [climb(problem, start, prior, 8, noise_rounds=(1, 3))]
+    return _aged(run, borders, summits, prior)
 
 
-def _aged(run: Run, borders: Floats, fit: Fit, prior: Prior) -> tuple[Fit, float]:
+def _aged(run: Run, borders: Floats, summits: list[Fit], prior: Prior) -> tuple[Fit, float]:
     """Lets power depend on a phase's age if that explains the readings much better."""
-    best, chosen = fit, 0.0
-    for share in _AGE_SHARES:
-        problem = run.problem(borders, share)
-        means = np.append(fit.means, np.zeros(len(problem.prior.mean) - len(fit.means)))
-        start = Fit(best.response, best.covariance, best.noise, means, np.inf)
-        climbed = climb(problem, start, prior, 5, noise_rounds=(2,))
-        if climbed.objective > best.objective - (0.0 if chosen else _AGE_GAIN):
-            break
-        best, chosen = climbed, share
-    return best, chosen
+    problems = {share: run.problem(borders, share) for share in _AGE_SHARES}
+    best, means = summits[0], len(summits[0].means)
+
+    def climbed(share: float, known: Fit, rounds: int, noise_rounds: tuple[int, ...]) -> Fit:
+        ages = np.zeros(len(problems[share].prior.mean) - means)
+        start = replace(known, means=np.append(known.means[:means], ages), objective=np.inf)
+        return climb(problems[share], start, prior, rounds, noise_rounds=noise_rounds)
+
+    def most_likely(known: Fit) -> tuple[Fit, float]:
+        tried = [(climbed(share, known, 1, ()), share) for share in _AGE_SHARES]
+        return min(tried, key=lambda one: one[0].objective)
+
+    # First with the responses as they are, which costs little; then the response may follow.
+    first, share = most_likely(best)
+    if first.objective > best.objective - _AGE_GAIN:
+        return best, 0.0
+    # A model without ages makes up for them with a slow rise: the others begin with usual ones.
+    begins = [best, *(replace(best, response=fresh) for fresh in _usual(best.response))]
+    others = [climbed(share, begin, 4, (1,)) for begin in begins]
+    best = climbed(share, min(others, key=lambda fit: fit.objective), 6, (0, 2))
+    again, other = most_likely(best)
+    if again.objective < best.objective and other != share:
+        return climbed(other, best, 4, (1,)), other
+    return best, share
+
+
+def _usual(response: Response) -> list[Response]:
+    """Returns the response with usual delays and rises instead of its own."""
+    return [
+        replace(response, counter_delay_seconds=delay, power_delay_seconds=delay, rise_seconds=0.002)
+        for delay in (0.001, 0.006)
+    ]
 
 
 def regress(run: Run, fit: Fit, age_share: float) -> Regressed:

@@ -16,8 +16,13 @@ _TINY_SECONDS = 2e-4
 # A stretch is cut so that it meets few observations.
 _MOST_UPDATES = 4.0
 _LEAST_MOST_SECONDS = 0.1
+# Where a row comes after several others, each at least so often, its power may depend on which.
+_LEAST_CONTEXT = 10
 AGES = (0.004, 0.012, 0.030)
 """Borders of the ages of a phase within which its power may have a mean of its own, seconds."""
+
+_QUARTERS = (0.25, 0.5, 0.75)
+_LEAST_PART_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,9 @@ class Stretches:
     Attributes:
         start: Begin of each.
         stop: End of each.
-        row: The row of the answer whose mean power it has.
+        kind: Number of what it is: a row of the answer, and which came before where that may matter.
         age: Number of its age since its phase began, as AGES divides them; 0 where ages do not matter.
+        position: Its place in its phase, from -0.5 at the begin to 0.5 at the end; 0 likewise.
         instance: Number of the instance it is a part of; the parts of one deviate from the mean together.
         outside: It belongs to nothing that repeats.
         weights: Seconds of each stretch in each row, one row of the matrix a row.
@@ -36,8 +42,9 @@ class Stretches:
 
     start: Floats
     stop: Floats
-    row: Ints
+    kind: Ints
     age: Ints
+    position: Floats
     instance: Ints
     outside: Bools
     weights: sparse.csr_matrix
@@ -57,8 +64,9 @@ class Stretches:
         return Stretches(
             self.start[part],
             self.stop[part],
-            self.row[part],
+            self.kind[part],
             self.age[part],
+            self.position[part],
             instance - instance[:1],
             self.outside[part],
             sparse.csr_matrix(weights),
@@ -72,6 +80,18 @@ class _Heads:
     begin: Floats
     end: Floats
     row: Ints
+    kind: Ints
+
+
+def _kinds(row: Ints) -> Ints:
+    """Numbers the kinds: a row, split by the row before it where each such pair is frequent enough."""
+    before = np.append(-1, row[:-1])
+    pair = row * (int(row.max()) + 2) + before + 1
+    known, number, count = np.unique(pair, return_inverse=True, return_counts=True)
+    number = number.reshape(-1)
+    frequent = count[number] >= _LEAST_CONTEXT
+    # What is too rare for a kind of its own shares one per row; so does what is outside of all phases.
+    return np.where(frequent & (row != 0), len(row) + number, row)
 
 
 def cut_stretches(
@@ -88,12 +108,11 @@ def cut_stretches(
     """
     origin = pieces.start[0]
     start, stop = (pieces.start - origin) / NANO, (pieces.stop - origin) / NANO
-    touch = np.append(False, pieces.start[1:] == pieces.stop[:-1])
-    tiny = touch & (pieces.row == 0) & (stop - start < _TINY_SECONDS)
+    tiny = _tiny(pieces)
     owner = np.cumsum(~tiny) - 1
     head = np.flatnonzero(~tiny)
     last = np.append(head[1:] - 1, len(start) - 1)
-    heads = _Heads(start[head], stop[last], pieces.row[head])
+    heads = _Heads(start[head], stop[last], pieces.row[head], _kinds(pieces.row[head]))
     most = max(_MOST_UPDATES * update_seconds, _LEAST_MOST_SECONDS)
     number, begin, instance, age = _parts(heads, most, ages)
     following = np.append(number[1:] == number[:-1], False)
@@ -109,9 +128,28 @@ def cut_stretches(
     seconds = (stop - start)[entry] * share[column]
     by_piece = sparse.csr_matrix((seconds, (entry, column)), shape=(len(start), len(begin)))
     weights = sparse.csr_matrix(groups @ by_piece)
-    row = heads.row[number]
-    inner = Stretches(begin, end, row, age, instance, row == 0, weights)
+    middle = (begin + end) / 2
+    position = (middle - heads.begin[number]) / (heads.end - heads.begin)[number] - 0.5
+    position = position if ages else np.zeros(len(position))
+    outside = heads.row[number] == 0
+    inner = Stretches(begin, end, heads.kind[number], age, position, instance, outside, weights)
     return _with_margins(inner, most, margin_seconds)
+
+
+def _tiny(pieces: Pieces) -> Bools:
+    """Returns which pieces are too short to have a power of their own that could ever be seen.
+
+    Gaps between phases are; so are the seams of a row that has far longer pieces as well.
+    """
+    seconds = (pieces.stop - pieces.start) / NANO
+    short = seconds < _TINY_SECONDS
+    rows = len(pieces.rows)
+    whole = np.bincount(pieces.row, weights=seconds, minlength=rows)
+    seams = np.bincount(pieces.row[short], weights=seconds[short], minlength=rows)
+    minor = seams <= 0.05 * whole
+    minor[0] = True
+    touch = np.append(False, pieces.start[1:] == pieces.stop[:-1])
+    return np.asarray(touch & short & minor[pieces.row])
 
 
 def _parts(heads: _Heads, most: float, ages: tuple[float, ...]) -> tuple[Ints, Floats, Ints, Ints]:
@@ -122,14 +160,19 @@ def _parts(heads: _Heads, most: float, ages: tuple[float, ...]) -> tuple[Ints, F
     place = np.arange(len(number)) - np.repeat(np.cumsum(count) - count, count)
     offset = place * (length / count)[number]
     whole = np.ones(len(number), dtype=bool)
-    for border in ages:
+    borders = [np.full(len(length), border) for border in ages]
+    borders += [share * length for share in _QUARTERS if ages]
+    for border in borders:
         # The rest of a phase that ends just after a border stays with the age before it.
-        longer = np.flatnonzero((length > 1.25 * border) & (heads.row != 0))
+        longer = np.flatnonzero((length - border > _LEAST_PART_SECONDS) & (heads.row != 0))
         number = np.append(number, longer)
-        offset = np.append(offset, np.full(len(longer), border))
+        offset = np.append(offset, border[longer])
         whole = np.append(whole, np.zeros(len(longer), dtype=bool))
     order = np.lexsort((offset, number))
     number, offset, whole = number[order], offset[order], whole[order]
+    same = np.append(False, (number[1:] == number[:-1]) & (np.diff(offset) < _LEAST_PART_SECONDS / 2))
+    keep = whole | ~same
+    number, offset, whole = number[keep], offset[keep], whole[keep]
     age = np.searchsorted(np.array(ages), offset + 1e-9, side="left")
     return number, heads.begin[number] + offset, np.cumsum(whole) - 1, age.astype(np.int64)
 
@@ -151,8 +194,9 @@ def _with_margins(inner: Stretches, most: float, margin: float) -> Stretches:
     return Stretches(
         start[order],
         np.append(inner.stop, np.concatenate([edge[1:] for edge in edges]))[order],
-        np.append(inner.row, extra)[order],
+        np.append(inner.kind, extra)[order],
         np.append(inner.age, extra)[order],
+        np.append(inner.position, np.zeros(len(more)))[order],
         np.cumsum(changes) - 1,
         np.append(inner.outside, np.ones(len(more), dtype=bool))[order],
         sparse.csr_matrix(sparse.hstack([inner.weights, empty]).tocsr()[:, order]),
