@@ -1,7 +1,7 @@
 """A simulated NVIDIA driver for tests and benchmarks: the library, and the trace of power that it shows.
 
     library = build(folder)
-    with Trace(folder / "trace", watts=95, rise_ms=3, counter_delay_ms=5) as trace:
+    with Trace.create(folder / "trace", watts=95, rise_ms=3, counter_delay_ms=5) as trace:
         subprocess.Popen([...], env=os.environ | trace.environment(library))
         trace.draw(620.0)            # from now on GPU 0 draws 620 W
 
@@ -80,10 +80,26 @@ class Trace:
             count from here.
     """
 
-    def __init__(
-        self, path: Path, *, capacity: int = 1 << 16, epoch_nano: int | None = None, **settings: float
-    ) -> None:
-        """Makes the file.
+    def __init__(self, path: Path) -> None:
+        """Opens a trace that was made with `create`, to write it from here on; one process at a time does."""
+        self.path = path
+        with path.open("rb+") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        magic, epoch, _, capacity, revision, *steps = _HEADER.unpack_from(self._map, _PAGE)
+        if magic != _MAGIC:
+            raise ValueError(f"{path} is no trace; make one with Trace.create()")
+        self.epoch_nano: int = epoch
+        self._capacity: int = capacity
+        self._revision: int = revision
+        self._steps: list[int] = steps
+        text = self._map[:_PAGE].rstrip(b"\0").decode()
+        self._settings = {name: float(value) for name, value in map(str.split, text.splitlines())}
+
+    @classmethod
+    def create(
+        cls, path: Path, *, capacity: int = 1 << 16, epoch_nano: int | None = None, **settings: float
+    ) -> Self:
+        """Makes the file and opens it.
 
         Args:
             path: Where.
@@ -91,20 +107,14 @@ class Trace:
             epoch_nano: By default now.
             settings: By the names of settings.h; `**{"watts@1": 80}` for one GPU.
         """
-        self.path = path
-        self.epoch_nano = time.monotonic_ns() if epoch_nano is None else epoch_nano
-        self._capacity = capacity
-        self._settings = dict[str, float]()
-        self._steps = [0] * MOST_GPUS
-        self._revision = 0
-        with path.open("wb+") as file:
+        epoch = time.monotonic_ns() if epoch_nano is None else epoch_nano
+        header = _HEADER.pack(_MAGIC, epoch, MOST_GPUS, capacity, 0, *[0] * MOST_GPUS)
+        with path.open("wb") as file:
+            file.write(bytes(_PAGE) + header)
             file.truncate(2 * _PAGE + capacity * _STEP.size * MOST_GPUS)
-            self._map = mmap.mmap(file.fileno(), 0)
-        self.set(**settings)
-        counts = (0,) * MOST_GPUS
-        _HEADER.pack_into(
-            self._map, _PAGE, _MAGIC, self.epoch_nano, MOST_GPUS, capacity, self._revision, *counts
-        )
+        trace = cls(path)
+        trace.set(**settings)
+        return trace
 
     def __enter__(self) -> Self:
         return self

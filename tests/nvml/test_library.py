@@ -58,7 +58,7 @@ class Reader:
 
 def test_all_processes_see_the_same(library: Path, tmp_path: Path) -> None:
     """Two processes that read while a third writes the trace see the same updates of the same values."""
-    with Trace(
+    with Trace.create(
         tmp_path / "trace",
         watts=95,
         rise_ms=3,
@@ -92,7 +92,9 @@ def test_all_processes_see_the_same(library: Path, tmp_path: Path) -> None:
 
 def test_call_takes_as_long_as_it_is_set(library: Path, tmp_path: Path) -> None:
     """A call lasts from the least to the most latency; a stall lasts longer."""
-    with Trace(tmp_path / "trace", latency_least_us=200, latency_most_us=300, stall_ratio=0.1) as trace:
+    with Trace.create(
+        tmp_path / "trace", latency_least_us=200, latency_most_us=300, stall_ratio=0.1
+    ) as trace:
         took = [answered - asked for asked, answered, _ in Reader(trace, library, 0.4).seen()]
     assert min(took) >= 200_000
     stalled = [nano for nano in took if nano >= 5_200_000]
@@ -103,14 +105,14 @@ def test_hang_holds_one_gpu_only(library: Path, tmp_path: Path) -> None:
     """A call that hangs answers at the end of the hang, and only on the GPU that hangs."""
     for gpu, hangs in ((0, True), (1, False)):
         hang: dict[str, Any] = {f"hang_at_ms@{gpu}": 400, f"hang_ms@{gpu}": 300}
-        with Trace(tmp_path / "trace", **hang) as trace:
+        with Trace.create(tmp_path / "trace", **hang) as trace:
             longest = max(answered - asked for asked, answered, _ in Reader(trace, library, 0.9).seen())
         assert (longest > 250_000_000) == hangs
 
 
 def test_faults_strike_running_processes(library: Path, tmp_path: Path) -> None:
     """A fault that is set while a process reads is seen: a blip by field, a loss as the call's error."""
-    with Trace(tmp_path / "trace", watts=250) as trace:
+    with Trace.create(tmp_path / "trace", watts=250) as trace:
         reader = Reader(trace, library, 1.0)
         time.sleep(0.5)
         trace.set(blip_at_ms=trace.since_epoch_ms(), blip_ms=100)
@@ -124,7 +126,7 @@ def test_faults_strike_running_processes(library: Path, tmp_path: Path) -> None:
 
 def test_restarted_driver_must_be_initialised_again(library: Path, tmp_path: Path) -> None:
     """From a restart on every call is refused until nvmlInit, which fails meanwhile."""
-    with Trace(tmp_path / "trace", watts=200, restart_at_ms=500, restart_ms=200) as trace:
+    with Trace.create(tmp_path / "trace", watts=200, restart_at_ms=500, restart_ms=200) as trace:
         patient = Reader(trace, library, 1.2, "again")
         stubborn = Reader(trace, library, 1.2)
         codes = [values if isinstance(values, int) else 0 for _, _, values in patient.seen()]
@@ -156,7 +158,7 @@ def test_missing_field_is_missing_alone(library: Path, tmp_path: Path, missing: 
         "print(json.dumps([f.nvmlReturn for f in n.nvmlDeviceGetFieldValues(g, [83, 186, 185, 1])]))"
     )
     settings: dict[str, Any] = {missing: 1}
-    with Trace(tmp_path / "trace", **settings) as trace:
+    with Trace.create(tmp_path / "trace", **settings) as trace:
         said = subprocess.check_output(
             [sys.executable, "-c", program], env=os.environ | trace.environment(library)
         )

@@ -57,7 +57,7 @@ def probe(probe_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def open_one(**values: Any) -> Probe:
         name = f"{len(opened)}"
-        opened.append(Trace(tmp_path / f"{name}.trace", capacity=64, **values))
+        opened.append(Trace.create(tmp_path / f"{name}.trace", capacity=64, **values))
         monkeypatch.setenv("NVML_TRACE", str(opened[-1].path))
         return Probe(Path(shutil.copy(probe_library, tmp_path / f"{name}.so")), opened[-1])
 
@@ -202,7 +202,7 @@ def test_gpus_have_settings_and_steps_of_their_own(probe: Open) -> None:
 
 def test_full_trace_is_said(tmp_path: Path) -> None:
     """A trace that is full refuses the next step instead of overwriting another GPU's."""
-    with Trace(tmp_path / "trace", capacity=2) as trace:
+    with Trace.create(tmp_path / "trace", capacity=2) as trace:
         trace.draw(1.0)
         trace.draw(2.0)
         with pytest.raises(ValueError, match="larger capacity"):
