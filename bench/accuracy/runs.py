@@ -228,7 +228,7 @@ def _device(counter: int, rng: np.random.Generator) -> dict[str, Any]:
         "noise_watts": drawn.noise_watts,
         "latency_least_us": 5,
         "latency_most_us": 400,
-        "stall_ratio": 0.02,
+        "stall_ratio": 0.004,
         "stall_ms": 5,
     }
 

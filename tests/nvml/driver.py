@@ -11,6 +11,7 @@ nothing but Python, since the workloads that write a trace run in environments o
 
 import mmap
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -20,6 +21,9 @@ from typing import Self
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "libnvidia-ml.c"
+SETTINGS = re.findall(r"^ +SETTING\((\w+), ", (FOLDER / "settings.h").read_text(), re.MULTILINE)
+"""What can be set; settings.h says what each means."""
+
 MOST_GPUS = 8
 _PAGE = 4096
 _MAGIC = 0x3130454341525457
@@ -136,6 +140,9 @@ class Trace:
 
     def set(self, **settings: float) -> None:
         """Changes settings while processes look on; meant for faults, which they see with their next call."""
+        unknown = {name for name in settings if name.partition("@")[0] not in SETTINGS}
+        if unknown:
+            raise ValueError(f"no setting {', '.join(sorted(unknown))}; settings.h has {', '.join(SETTINGS)}")
         self._settings.update(settings)
         text = "".join(f"{name} {value!r}\n" for name, value in self._settings.items()).encode()
         if len(text) >= _PAGE:

@@ -207,3 +207,9 @@ def test_full_trace_is_said(tmp_path: Path) -> None:
         trace.draw(2.0)
         with pytest.raises(ValueError, match="larger capacity"):
             trace.draw(3.0)
+
+
+def test_unknown_setting_is_refused(tmp_path: Path) -> None:
+    """A setting that the library does not know would change nothing: it is refused."""
+    with pytest.raises(ValueError, match=r"no setting wats; settings.h has gpus, seed, watts"):
+        Trace.create(tmp_path / "trace", wats=3)
