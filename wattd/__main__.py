@@ -12,8 +12,9 @@ from wattd.usage import Parser
 from wattd.values import UserError
 
 _EXAMPLES = """examples:
-  wattd probe    what can be measured here
-  wattd serve    measure, until it is stopped
+  wattd probe      what can be measured here
+  wattd serve      measure, until it is stopped
+  wattd calibrate  measure how late and how smeared each sensor is; once a machine
 
 `wattctl status` looks at a running daemon, `wattq phases` says what phases cost.
 """
@@ -25,6 +26,15 @@ _SERVE_EXAMPLES = """examples:
 _PROBE_EXAMPLES = """examples:
   wattd probe          what can be measured here, and what right is missing
   wattd probe --json   the same for programs
+"""
+_CALIBRATE_EXAMPLES = """examples:
+  wattd calibrate                        each GPU under torch, then the CPUs under busy loops, a minute each
+  wattd calibrate --load cpu --json      the CPUs alone, for programs
+  wattd calibrate --load "command:./load --gpu 0"   a load of your own, which prints a line
+                                         `<monotonic_ns> <high|low>` at each switch, and flushes it
+
+Run it once a machine and after an update of the driver, while nothing else runs. The result goes to
+the archive's folder `calibration` and into the archive, where the estimator finds it.
 """
 
 
@@ -44,22 +54,63 @@ def _parser() -> argparse.ArgumentParser:
     probe = commands.add_parser(
         "probe", help="say what this machine can measure", epilog=_PROBE_EXAMPLES, formatter_class=raw
     )
-    for command in (serve, probe):
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure the response of each sensor under a load that alternates",
+        epilog=_CALIBRATE_EXAMPLES,
+        formatter_class=raw,
+    )
+    for command in (serve, probe, calibrate):
         command.add_argument(
             "--config", type=Path, metavar="FILE", help="TOML file (default: /etc/wattd/config.toml)"
         )
         command.add_argument(
             "--sensors", metavar="a,b", help="sensors to read (default: all that this machine has)"
         )
-    serve.add_argument("--archive", metavar="DIR", help="folder of the archive")
+    for command in (serve, calibrate):
+        command.add_argument("--archive", metavar="DIR", help="folder of the archive")
     serve.add_argument("--socket", metavar="PATH", help="Unix socket of the owner")
     serve.add_argument("--metrics", metavar="HOST:PORT", help="the Prometheus page; '' for none")
     serve.add_argument("--hz", type=float, metavar="N", help="readings a second (default: 100)")
-    probe.add_argument("--json", action="store_true", help="short for --format json")
-    probe.add_argument(
-        "--format", choices=("table", "json"), default="table", help="how to print (default: table)"
+    calibrate.add_argument(
+        "--load",
+        type=_load,
+        default="auto",
+        metavar="auto|cpu|cuda|command:CMD",
+        help="what draws the power (default: auto, torch on GPUs and busy loops on CPUs)",
     )
+    calibrate.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="N",
+        help="how long each load is watched (default: 60)",
+    )
+    calibrate.add_argument(
+        "--seed", type=int, metavar="N", help="of the stretches' lengths (default: random)"
+    )
+    for command in (probe, calibrate):
+        command.add_argument("--json", action="store_true", help="short for --format json")
+        command.add_argument(
+            "--format", choices=("table", "json"), default="table", help="how to print (default: table)"
+        )
     return parser
+
+
+def _load(text: str) -> str:
+    if text in ("auto", "cpu", "cuda") or text.startswith("command:"):
+        return text
+    raise argparse.ArgumentTypeError(f"{text}: give auto, cpu, cuda or command:CMD")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seconds from 1 to 3600")
+    return seconds
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -94,6 +145,17 @@ def _run_server(words: Sequence[str]) -> int:
     return run(config, Ring.attach(ring), Control.attach(control), lifeline, ready)
 
 
+def _calibrate(config: Config, arguments: argparse.Namespace, *, as_json: bool) -> int:
+    from wattd.calibrate import calibrate  # noqa: PLC0415 - --help must not wait for it
+    from wattd.calibration_table import print_outcomes  # noqa: PLC0415 - likewise
+
+    try:
+        outcomes = calibrate(config, arguments.load, arguments.seconds, arguments.seed)
+    except KeyboardInterrupt:
+        raise UserError("stopped; nothing is stored", 130) from None
+    return print_outcomes(outcomes, as_json=as_json)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the `wattd` command and return its exit code."""
     words = sys.argv[1:] if words is None else words
@@ -106,9 +168,12 @@ def main(words: Sequence[str] | None = None) -> int:
             from wattd.supervise import serve  # noqa: PLC0415 - --help must not wait for it
 
             return serve(config)
+        as_json = arguments.json or arguments.format == "json"
+        if arguments.command == "calibrate":
+            return _calibrate(config, arguments, as_json=as_json)
         from wattd.probe import print_probe, probe  # noqa: PLC0415
 
-        print_probe(probe(config), as_json=arguments.json or arguments.format == "json")
+        print_probe(probe(config), as_json=as_json)
     except ModuleNotFoundError as error:
         print(
             f"wattd: {error.name} is missing; install the daemon: pip install 'wattd[daemon]'",

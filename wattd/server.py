@@ -21,6 +21,7 @@ import orjson
 from wattd.accounting import Accounting
 from wattd.archive import Archive
 from wattd.archive import body as line_body
+from wattd.calibrations import Calibrations
 from wattd.config import Config
 from wattd.control import Control
 from wattd.jobs import recover
@@ -88,6 +89,7 @@ class _Server:
         self._archive = Archive(config, self._boot_id, self._devices, self._checkpoint, _clocks)
         same_boot, lines = self._archive.last_events()
         self._state = recover(lines, same_boot=same_boot)
+        self._calibrations = Calibrations(config.archive, self._boot_id)
         last = self._archive.last_samples()
         self._recorder = Recorder(self._node, self._archive.samples, last, self._record_sampler_event)
         self._accounting = Accounting(
@@ -199,7 +201,17 @@ class _Server:
         if now - self._second_nano >= NANOSECONDS_PER_SECOND:
             self._second_nano = now
             self._accounting.settle(now)
+            self._copy_calibrations()
             self._renew_page()
+
+    def _copy_calibrations(self) -> None:
+        """Put into the archive what `wattd calibrate` has left beside it, at the start and when it comes."""
+        names = frozenset(view.name for view in self._node.devices.values())
+        if names:
+            lines, complaints = self._calibrations.news(names)
+            self.append(lines)
+            for complaint in complaints:
+                _logger.warning("calibration %s", complaint)
 
     def _renew_page(self) -> None:
         if not self._metrics.address:

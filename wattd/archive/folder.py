@@ -21,6 +21,10 @@ _SAMPLES_BOUND_BYTES = 64 << 20
 _EVENTS_BOUND_BYTES = 32 << 20
 
 
+class BusyError(UserError):
+    """Another daemon writes the archive."""
+
+
 class Archive:
     """The archive, opened for writing.
 
@@ -86,7 +90,7 @@ class Archive:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise BusyError(
                 f"archive {self.folder}: another daemon writes it as node {self._config.node}; "
                 "stop that one or name another folder (--archive DIR)"
             ) from error
