@@ -4,18 +4,20 @@ Devices of most sensors are read together at the tick. One whose updates are slo
 GPU) is read ten times a second; while somebody wants its edges it is locked to its updates (edges.py).
 """
 
+import threading
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
-from wattd.counter import Tracker
-from wattd.edges import FAR_NANO, Follower
+from wattd.edges import FAR_NANO
+from wattd.line import Call, Line, SensorHealth
 from wattd.sensors import FOLLOWED, Channel, ReadingError
-from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Reading, Tick
+from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Tick
+from wattd.watchdog import Guard
 
 IDLE_NANO = 100_000_000
 """A device that is not followed is read so often."""
@@ -27,80 +29,12 @@ _SLOW_CALL_NANO = 1_000_000
 _PATIENCE_NANO = NANOSECONDS_PER_SECOND
 """A device that fails is tried at the tick for so long, then as rarely."""
 
-
-class SensorHealth:
-    """Whether a sensor works, and how long its calls take.
-
-    Attributes:
-        name: The sensor.
-        up: It delivers readings.
-        reason: Why it does not.
-        counts: Calls by READ_SECONDS_BUCKETS, and one for those above.
-        nanoseconds: Sum of all calls.
-    """
-
-    def __init__(self, name: str, reason: str = "") -> None:
-        self.name = name
-        self.up = not reason
-        self.reason = reason
-        self.counts = [0] * (len(READ_SECONDS_BUCKETS) + 1)
-        self.nanoseconds = 0
-
-    def as_json(self) -> dict[str, Any]:
-        """As the health message carries it."""
-        return {
-            "name": self.name,
-            "up": self.up,
-            "reason": self.reason,
-            "read_seconds": {"counts": list(self.counts), "sum": self.nanoseconds / NANOSECONDS_PER_SECOND},
-        }
+_RETRY_NANO = 30 * NANOSECONDS_PER_SECOND
+"""So long a call is waited for; then the device is asked again, off the clock."""
 
 
-class Line:
-    """A channel with its tracker, its place in the schedule, and what is known of its health.
-
-    Attributes:
-        channel: What is read.
-        tracker: Its cumulative energy and the edges of its quantities.
-        health: That of its sensor.
-        followers: Those of the counter and of the power reading; None where it is read at the tick.
-        is_followed: Somebody wants its edges.
-        deadline_nano: When it is read next; 0 while that is open.
-        failed_nano: Since when it gives no readings; 0 if it does.
-        reason: Why it is said to be down; empty while it is not.
-    """
-
-    __slots__ = (
-        "channel",
-        "deadline_nano",
-        "failed_nano",
-        "followers",
-        "health",
-        "is_followed",
-        "reason",
-        "retry_nano",
-        "tracker",
-    )
-
-    def __init__(self, channel: Channel, number: int, health: SensorHealth) -> None:
-        self.channel = channel
-        self.tracker = Tracker(number, channel.device)
-        self.health = health
-        self.followers: tuple[Follower, Follower] | None = None
-        self.is_followed = False
-        self.deadline_nano = 0
-        self.failed_nano = 0
-        self.retry_nano = 0
-        self.reason = ""
-
-    @property
-    def name(self) -> str:
-        """UUID or name of the device."""
-        return self.channel.device.device
-
-
-class Listener(Protocol):
-    """Who is told of what is no reading."""
+class Listener:
+    """Who is told of what is no reading; as it stands, nobody."""
 
     def note_failed(self, line: Line, now: int, reason: str) -> None:
         """A device gave no reading; told at each attempt."""
@@ -112,25 +46,13 @@ class Listener(Protocol):
         """The counter could not be followed from `since` to `now`: what it counted is unknown."""
 
 
-class _Nobody:
-    """A listener that has no use for what it hears."""
-
-    def note_failed(self, line: Line, now: int, reason: str) -> None:
-        """Nothing to do."""
-
-    def note_recovered(self, line: Line, since: int, now: int) -> None:
-        """Nothing to do."""
-
-    def note_reset(self, line: Line, since: int, now: int) -> None:
-        """Nothing to do."""
-
-
 class Poller:
     """Reads devices when they are due; see the module's text.
 
     Attributes:
         lines: The devices, by their numbers.
         missed_ticks: Ticks that passed while nobody polled.
+        guard: Where the devices are called; a thread that loses it must stop polling.
     """
 
     def __init__(
@@ -152,7 +74,10 @@ class Poller:
         self.missed_ticks = 0
         self._tick_nano = tick_nano
         self._clock = clock
-        self._listener = listener or _Nobody()
+        self._listener = listener or Listener()
+        self.guard = Guard()
+        self._hung: dict[int, Line] = {}
+        self._tended_nano = 0
         self._due = deque[Line]()
         self._energies, self._powers, self._calls = list[int](), list[float](), list[int]()
         self._order = count()
@@ -163,7 +88,7 @@ class Poller:
             self._heap.append((now + tick_nano, next(self._order), None))
         for line in lines:
             if line.channel.device.sensor in FOLLOWED:
-                line.followers = (Follower(tick_nano), Follower(tick_nano))
+                line.make_followers(tick_nano)
                 line.deadline_nano = now + tick_nano
                 self._heap.append((line.deadline_nano, next(self._order), line))
         heapify(self._heap)
@@ -198,7 +123,10 @@ class Poller:
             if now < deadline:
                 sleep((deadline - now) / NANOSECONDS_PER_SECOND)
             now = self._clock()
-            yield as_tick(now, *self.poll(now))
+            news = self.poll(now)
+            if news is None:
+                return
+            yield as_tick(now, *news)
 
     def follow(self, line: Line, *, wanted: bool) -> None:
         """Lock to a device's updates, or let go; nothing changes for a device that is read at the tick."""
@@ -214,17 +142,25 @@ class Poller:
         if line.deadline_nano and not line.failed_nano:
             self._plan(line, now)
 
-    def poll(self, now: int) -> tuple[list[int], list[float], list[int]]:
+    def poll(self, now: int, holder: int = 0) -> tuple[list[int], list[float], list[int]] | None:
         """Read what is due at `now`.
 
+        Args:
+            now: The present.
+            holder: The number under which the calling thread holds the guard.
+
         Returns:
-            The flat lists of `ring.encode_tick`: new energies, new powers, slow calls.
+            The flat lists of `ring.encode_tick`: new energies, new powers, slow calls. None if the guard was
+            lost: what was read so far is with the new holder's poll.
         """
         self._gather(now + _TOGETHER_NANO)
         due = self._due
         self._before = now
+        if self.guard.late or self._hung:
+            self._tend(now)
         while due:
-            self._read(due.popleft())
+            if not self._read(due.popleft(), holder):
+                return None
         news = self._energies, self._powers, self._calls
         self._energies, self._powers, self._calls = [], [], []
         return news
@@ -243,22 +179,80 @@ class Poller:
                 line.deadline_nano = 0
                 due.append(line)
 
-    def _read(self, line: Line) -> None:
-        """Read a device and take what it shows."""
+    def _read(self, line: Line, holder: int) -> bool:
+        """Read a device and take what it shows; False if the guard was lost over it."""
         before = self._before
-        if line.failed_nano and before < line.retry_nano and line.followers is None:
-            return
-        try:
-            reading = line.channel.read(before)
-        except ReadingError as error:
-            self._before = self._clock()
-            self._fail(line, before, str(error))
-            return
-        after = self._before = self._clock()
-        self.take(line, reading, before, after)
+        if line.hung is not None or (line.failed_nano and before < line.retry_nano and not line.followers):
+            return True
+        if line.health.is_blocked:
+            self._fail(line, before, "the driver does not answer")
+            return True
+        call = self.guard.enter(line, before)
+        self._ask(call)
+        if not self.guard.leave(call, holder):
+            return False
+        self._before = call.after_nano
+        self._take(call)
+        return True
 
-    def take(self, line: Line, reading: Reading, before: int, after: int) -> None:
-        """Take a reading that was asked for at `before` and answered at `after`, and plan the next."""
+    def _ask(self, call: Call) -> None:
+        """Make the call."""
+        try:
+            call.reading = call.line.channel.read(call.before_nano)
+        except ReadingError as error:
+            call.error = str(error)
+        call.after_nano = self._clock()
+
+    def note_hung(self, call: Call) -> None:
+        """A call hangs: its device is left alone until it returns; told by the watchdog."""
+        line = call.line
+        line.hung = call
+        line.failed_nano = line.failed_nano or line.tracker.read_nano or call.before_nano
+        line.retry_nano = call.before_nano + _RETRY_NANO
+        self._hung[line.tracker.number] = line
+
+    def _tend(self, now: int) -> None:
+        """Take what came late; say what is down; ask anew what was waited for long enough."""
+        late = self.guard.late
+        while late:
+            call = late.popleft()
+            line = call.line
+            line.health.stuck.discard(call)
+            if line.hung is None or call.before_nano < line.tracker.read_nano:
+                continue  # it was asked again meanwhile, and answered
+            line.hung = None
+            self._hung.pop(line.tracker.number, None)
+            self._take(call)
+        if now - self._tended_nano < IDLE_NANO:
+            return
+        self._tended_nano = now
+        for line in list(self._hung.values()):
+            seconds = (now - line.failed_nano) // NANOSECONDS_PER_SECOND
+            self._listener.note_failed(line, now, f"a call has not returned for {seconds} s")
+            if now >= line.retry_nano and not line.health.is_blocked:
+                self._retry(line, now)
+
+    def _retry(self, line: Line, now: int) -> None:
+        """Ask a device whose call hangs once more, in a thread that may get stuck as well."""
+        line.retry_nano = now + _RETRY_NANO
+        call = Call(line, now)
+        line.health.stuck.add(call)
+
+        def ask() -> None:
+            self._ask(call)
+            self.guard.late.append(call)
+
+        try:
+            threading.Thread(target=ask, name="wattd-retry", daemon=True).start()
+        except RuntimeError:
+            line.health.stuck.discard(call)  # no room for a thread
+
+    def _take(self, call: Call) -> None:
+        """Take the result of a call, and plan the next."""
+        line, reading, before, after = call.line, call.reading, call.before_nano, call.after_nano
+        if reading is None:
+            self._fail(line, before, call.error)
+            return
         tracker, health = line.tracker, line.health
         if line.failed_nano:
             self._listener.note_recovered(line, line.failed_nano, after)

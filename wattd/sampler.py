@@ -7,18 +7,19 @@ thread, once a second, adds what is slow to read (device state) and how the samp
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
-
-import psutil
 
 from wattd.config import Config
 from wattd.control import Control
-from wattd.polling import IDLE_NANO, Line, Poller, SensorHealth
+from wattd.line import Line, SensorHealth, polling, standing
+from wattd.polling import IDLE_NANO, Listener, Poller
 from wattd.ring import Ring, encode_message, encode_tick
 from wattd.scheduling import HELPER_PRIORITY, be_punctual
-from wattd.sensors import SENSORS, ReadingError, Sensor, SensorUnavailableError
+from wattd.sensors import SENSORS, Sensor, SensorUnavailableError
+from wattd.states import States
 from wattd.values import NANOSECONDS_PER_SECOND, Domain, UserError
+from wattd.watchdog import Post, Watchdog
 
 RING_SECONDS = 60
 _DEVICES_EVERY_SECONDS = 10
@@ -38,7 +39,7 @@ class Sensors:
     def __init__(self, config: Config, control: Control) -> None:
         self._config = config
         self.control = control
-        self._open: list[Sensor] = []
+        self._open: list[tuple[Sensor, SensorHealth]] = []
         self.lines: list[Line] = []
         self.health: list[SensorHealth] = []
 
@@ -60,8 +61,10 @@ class Sensors:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sensor in self._open:
-            sensor.close()
+        for sensor, health in self._open:
+            # A driver that does not answer would not let us close it either.
+            if not health.stuck:
+                sensor.close()
 
     def _measures(self, domain: Domain) -> bool:
         return any(line.channel.device.domain is domain for line in self.lines)
@@ -75,13 +78,13 @@ class Sensors:
                 raise UserError(f"sensor {name}: {error}") from error
             self.health.append(SensorHealth(name, str(error)))
             return
-        self._open.append(sensor)
         self.health.append(SensorHealth(name))
+        self._open.append((sensor, self.health[-1]))
         for channel in channels:
             self.lines.append(Line(channel, len(self.lines), self.health[-1]))
 
 
-class Sampler:
+class Sampler(Listener):
     """Reads sensors into a ring; see the module's text.
 
     Attributes:
@@ -105,9 +108,17 @@ class Sampler:
         self._last_nano = 0
         self._missed_before = self._ticks_before = 0
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._states = States(sensors.lines, clock)
+        self._watchdog = Watchdog(
+            [
+                Post("wattd-clock", self.poller.guard, self._keep_time, self.poller.note_hung),
+                Post("wattd-state", self._states.guard, self._keep_state, self._states.note_hung),
+            ],
+            clock,
+        )
+        self._watcher = threading.Thread(target=self._watch, name="wattd-watchdog", daemon=True)
         self.started_nano = clock()
-        self.ticks = self.server_restarts = 0
+        self.ticks = self.server_restarts = self._rounds = 0
         self.scheduling = "default"
 
     @property
@@ -116,54 +127,64 @@ class Sampler:
         return self.poller.missed_ticks
 
     def start(self) -> None:
-        """Start the two threads."""
+        """Start the threads: the clock's, the one for device state, and the watchdog's."""
         self._announce()
-        for name, target in (("wattd-clock", self._keep_time), ("wattd-state", self._keep_state)):
-            thread = threading.Thread(target=target, name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._watchdog.start()
+        self._watcher.start()
 
     def stop(self) -> None:
-        """Stop both threads; the last record holds every counter as it stands."""
+        """Stop the threads; the last record holds every counter as it stands."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        self._watcher.join(timeout=5)
+        self._watchdog.join(5)
         self._flush_outbox()
         self._write_second(self._clock())
+
+    def _watch(self) -> None:
+        """Look after the threads that call sensors."""
+        be_punctual(HELPER_PRIORITY)
+        while not self._stop.wait(self._watchdog.look()):
+            pass
 
     def _announce(self) -> None:
         devices = [line.channel.device.as_json(line.tracker.number) for line in self._sensors.lines]
         self._outbox.append(encode_message({"type": "devices", "devices": devices}))
 
-    def _keep_time(self) -> None:
-        """Wake at each deadline of the schedule."""
+    def _keep_time(self, holder: int) -> None:
+        """Wake at each deadline of the schedule, until the guard is lost."""
         self.scheduling = be_punctual()
         clock, poller, sleep = self._clock, self.poller, time.sleep
         while not self._stop.is_set():
             now = clock()
-            wait = poller.next_nano - now
-            if wait > 0:
+            deadline = poller.next_nano
+            if deadline > now:
                 # Not for ever: somebody may want us to stop, or to follow a device.
-                sleep(min(wait, IDLE_NANO) / NANOSECONDS_PER_SECOND)
+                deadline = min(deadline, now + IDLE_NANO)
+                poller.guard.idle_until_nano = deadline
+                sleep((deadline - now) / NANOSECONDS_PER_SECOND)
                 now = clock()
-            self.tick(now)
+            if not self.tick(now, holder):
+                return
 
-    def tick(self, now: int) -> None:
-        """Read what is due and write what is new."""
+    def tick(self, now: int, holder: int = 0) -> bool:
+        """Read what is due and write what is new; False if the guard was lost to another thread."""
         wanted = self._sensors.control.wanted()
         if wanted != self._wanted:
             self._follow(wanted)
         late = now - self.poller.next_nano
-        energies, powers, calls = self.poller.poll(now)
+        news = self.poller.poll(now, holder)
+        if news is None:
+            return False
         if late >= 0:
             self._note_time(now, late)
         if self._outbox:
             self._flush_outbox()
-        if energies or powers or calls:
-            self._ring.write(encode_tick(now, energies, powers, calls))
+        if any(news):
+            self._ring.write(encode_tick(now, *news))
         if now >= self._second_nano:
             self._write_second(self._clock())
             self._second_nano = now + NANOSECONDS_PER_SECOND
+        return True
 
     def _follow(self, wanted: bytes) -> None:
         """Lock to the devices on which a run has begun, let go of those where all have ended."""
@@ -224,8 +245,8 @@ class Sampler:
             # Three clocks, read microseconds apart; no duration is ever made of the other two.
             "time_unix_nano": time.time_ns(),
             "boottime_nano": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-            **_standing(self._sensors.lines, now),
-            **_polling(self._sensors.lines),
+            **standing(self._sensors.lines, now),
+            **polling(self._sensors.lines),
             "ticks": self.ticks - self._ticks_before,
             "missed_ticks": self.missed_ticks - self._missed_before,
         }
@@ -235,37 +256,19 @@ class Sampler:
         self._ticks_before, self._missed_before = self.ticks, self.missed_ticks
         self._ring.write(encode_message(second))
 
-    def _keep_state(self) -> None:
+    def _keep_state(self, holder: int) -> None:
         """Once a second: device state, health, and now and then the table of devices."""
         be_punctual(HELPER_PRIORITY)
-        psutil.cpu_percent()  # the first call has nothing to compare with
-        rounds = 0
-        while not self._stop.wait(1.0):
-            rounds += 1
-            self._send(self._state())
+        states = self._states
+        while states.is_begun or not self._stop.wait(1.0):
+            record = states.ask(holder)
+            if record is None:
+                return
+            self._send(record)
             self._send(self._health())
-            if rounds % _DEVICES_EVERY_SECONDS == 0:
+            self._rounds += 1
+            if self._rounds % _DEVICES_EVERY_SECONDS == 0:
                 self._announce()
-
-    def _state(self) -> dict[str, Any]:
-        memory = psutil.virtual_memory()
-        return {
-            "type": "state",
-            "monotonic_nano": self._clock(),
-            "gpus": list(self._device_states()),
-            "cpu_utilization_ratio": psutil.cpu_percent() / 100,
-            "memory_used_bytes": memory.used,
-            "memory_total_bytes": memory.total,
-        }
-
-    def _device_states(self) -> Iterator[dict[str, Any]]:
-        for line in self._sensors.lines:
-            try:
-                state = line.channel.state()
-            except ReadingError:
-                continue  # absent this second; the clock thread reports a sensor that is down
-            if state:
-                yield {"number": line.tracker.number, **state}
 
     def _health(self) -> dict[str, Any]:
         return {
@@ -278,41 +281,6 @@ class Sampler:
             "server_restarts": self.server_restarts,
             "sensors": [health.as_json() for health in self._sensors.health],
         }
-
-
-def _standing(lines: Iterable[Line], now: int) -> dict[str, Any]:
-    """Counters as they stand, and the powers of devices that give readings."""
-    known = [line.tracker for line in lines if line.tracker.energy_microjoules is not None]
-    alive = [line.tracker for line in lines if not line.failed_nano]
-    powered = [tracker for tracker in alive if tracker.power_watts is not None]
-    averaged = [tracker for tracker in alive if tracker.average_power_watts is not None]
-    standing = {
-        "device": [tracker.number for tracker in known],
-        "energy_microjoules": [tracker.energy_microjoules for tracker in known],
-        "read_us": [(tracker.read_nano - now) // 1000 for tracker in known],
-        "power_device": [tracker.number for tracker in powered],
-        "power_watts": [tracker.power_watts for tracker in powered],
-    }
-    if averaged:
-        standing["average_power_device"] = [tracker.number for tracker in averaged]
-        standing["average_power_watts"] = [tracker.average_power_watts for tracker in averaged]
-    return standing
-
-
-def _polling(lines: Iterable[Line]) -> dict[str, Any]:
-    """How the devices that are followed are read: for each quantity what is done, and its update period."""
-    followed = [
-        (line.tracker.number, *line.followers) for line in lines if line.is_followed and line.followers
-    ]
-    if not followed:
-        return {}
-    return {
-        "followed_device": [number for number, _, _ in followed],
-        "energy_polling": [energy.mode for _, energy, _ in followed],
-        "energy_update_us": [energy.period_nano // 1000 or None for _, energy, _ in followed],
-        "power_polling": [power.mode for _, _, power in followed],
-        "power_update_us": [power.period_nano // 1000 or None for _, _, power in followed],
-    }
 
 
 def ring_bytes(config: Config, devices: int) -> int:
