@@ -134,13 +134,16 @@ class _Player:
         try:
             code = self._process.wait(timeout=_START_SECONDS + _MOST_SECONDS_A_STEP * self._steps)
         except subprocess.TimeoutExpired:
+            code = None
+        finally:
             self._process.kill()
-            code = self._process.wait()
-        if code:
+            self._process.wait()
+        if code != 0:
             last = ((self.folder / f"{self._tool}.log").read_text().strip().splitlines() or ["no message"])[
                 -1
             ]
-            return {"failed": f"{self._tool} ended with code {code}: {last}"}
+            how = "did not end in time" if code is None else f"ended with code {code}"
+            return {"failed": f"{self._tool} {how}: {last}"}
         found: dict[str, Any] = json.loads(self._result.read_text())
         return found
 
@@ -212,6 +215,7 @@ def _device(counter: int, rng: np.random.Generator) -> dict[str, Any]:
         "gpus": 1,
         "seed": float(rng.integers(1 << 31)),
         "watts": sensor.idle_watts,
+        "limit_watts": 700,
         "rise_ms": drawn.rise_seconds * 1e3,
         "jitter_ms": sensor.update_jitter_seconds * 1e3,
         "counter_period_ms": drawn.counter_seconds * 1e3,

@@ -257,8 +257,8 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) 
     const unsigned long long gib = 1ULL << 30;
     FIXED(device, memory, ((nvmlMemory_t){.total = 80 * gib, .free = 60 * gib, .used = 20 * gib}));
 }
-nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensor_type, unsigned int *celsius) {
-    (void)sensor_type;
+nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t type, unsigned int *celsius) {
+    (void)type;
     FIXED(device, celsius, 61);
 }
 nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, nvmlClockType_t type, unsigned int *megahertz) {
@@ -268,13 +268,13 @@ nvmlReturn_t nvmlDeviceGetMaxClockInfo(nvmlDevice_t device, nvmlClockType_t type
     FIXED(device, megahertz, type == NVML_CLOCK_MEM ? 2619 : 1980);
 }
 nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned int *milliwatts) {
-    FIXED(device, milliwatts, 400000);
+    FIXED(device, milliwatts, (unsigned)(call.settings->limit_watts * 1e3));
 }
 nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int *milliwatts) {
-    FIXED(device, milliwatts, 400000);
+    FIXED(device, milliwatts, (unsigned)(call.settings->limit_watts * 1e3));
 }
 nvmlReturn_t nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned int *milliwatts) {
-    FIXED(device, milliwatts, 400000);
+    FIXED(device, milliwatts, (unsigned)(call.settings->limit_watts * 1e3));
 }
 nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t device, unsigned int *least,
                                                           unsigned int *most) {

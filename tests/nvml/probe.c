@@ -1,4 +1,4 @@
-/* For tests: what the simulated sensors show at any moment, without waiting for it. Times in seconds after the epoch. */
+/* For tests: what the simulated sensors show at any moment, without waiting. Times in seconds after the epoch. */
 #include "libnvidia-ml.c"
 
 int probe_open(void) { return nvmlInit_v2(); }

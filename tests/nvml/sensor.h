@@ -136,7 +136,8 @@ static void sensor_follow(int gpu) {
         return;
     uint64_t steps = atomic_load_explicit(&header->steps[gpu], memory_order_acquire);
     uint64_t revision = atomic_load_explicit(&header->revision, memory_order_acquire);
-    if (steps < atomic_load_explicit(&sensor.gpus[gpu].whole.count, memory_order_relaxed) && revision == sensor.revision)
+    uint64_t known = atomic_load_explicit(&sensor.gpus[gpu].whole.count, memory_order_relaxed) - 1;
+    if (steps == known && revision == sensor.revision)
         return;
     pthread_mutex_lock(&sensor.lock);
     if (revision != sensor.revision) {

@@ -16,6 +16,7 @@ enum { MOST_GPUS = 8 };
     SETTING(gpus, 2)                   /* how many there are */                                                        \
     SETTING(seed, 0)                   /* of jitter and noise */                                                       \
     SETTING(watts, 300)                /* what a die draws before the trace says otherwise */                          \
+    SETTING(limit_watts, 400)          /* the power limit that it tells */                                             \
     SETTING(rise_ms, 0)                /* time constant of board and sensor */                                         \
     SETTING(jitter_ms, 0)              /* an update is early or late by up to this */                                  \
     SETTING(counter_period_ms, 100)    /* energy counter: update period */                                             \
