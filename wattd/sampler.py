@@ -143,8 +143,8 @@ class Sampler(Listener):
     def _watch(self) -> None:
         """Look after the threads that call sensors."""
         be_punctual(HELPER_PRIORITY)
-        while not self._stop.wait(self._watchdog.look()):
-            pass
+        while not self._stop.is_set():
+            time.sleep(self._watchdog.look())
 
     def _announce(self) -> None:
         devices = [line.channel.device.as_json(line.tracker.number) for line in self._sensors.lines]

@@ -18,6 +18,10 @@ from wattd.values import NANOSECONDS_PER_SECOND
 HUNG_NANO = 20_000_000
 """A call on the clock that lasts longer is taken for hung."""
 
+_BETWEEN_NANO = 5_000_000
+"""The watchdog looks this much after a call that is not yet made would hang: half-way between two
+ticks of the usual rate, where it is in nobody's way."""
+
 _LONGEST_LOOK_NANO = NANOSECONDS_PER_SECOND
 
 
@@ -77,10 +81,11 @@ class Guard:
         return call
 
     def next_look_nano(self, now: int) -> int:
-        """When a call can be found to hang, at the earliest."""
+        """When a call can be found to hang: of the one under way, else of the next."""
         call = self._calling
-        since = max(now, self.idle_until_nano) if call is None else call.before_nano
-        return since + self._hung_nano + 1
+        if call is not None:
+            return call.before_nano + self._hung_nano + 1
+        return max(now, self.idle_until_nano) + self._hung_nano + _BETWEEN_NANO
 
 
 class Post(NamedTuple):

@@ -189,7 +189,7 @@ def test_a_call_is_hung_only_after_its_time(line: Line) -> None:
     assert guard.take_over(clock.now) is None
     call = guard.enter(line, clock.now)
     assert guard.take_over(clock.now + HUNG_NANO) is None
-    assert guard.next_look_nano(clock.now) == clock.now + HUNG_NANO + 1
+    assert guard.next_look_nano(clock.now) == clock.now + HUNG_NANO + 1, "not before it can hang, nor later"
     assert guard.take_over(clock.now + HUNG_NANO + 1) is call
     assert guard.take_over(clock.now + SECOND) is None, "once"
 
