@@ -9,7 +9,7 @@ import importlib.util
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,15 @@ def calibrate(config: Config, load: str, seconds: float, seed: int | None) -> li
             for channel in channels
             if channel not in reachable
         ]
-        for stages in _plan(load, reachable, seed, outcomes):
-            outcomes += _measure(stages, seconds, fit)
+        for stages in (plan := _plan(load, reachable, seed, outcomes)):
+            try:
+                outcomes += _measure(stages, seconds, fit)
+            except UserError as error:
+                if len(plan) == 1:
+                    raise
+                outcomes += [
+                    Outcome(channel, None, str(error)) for stage in stages for channel in stage.channels
+                ]
     events = [outcome.event for outcome in outcomes if outcome.event is not None]
     try:
         for event in events:
@@ -174,49 +181,84 @@ def _cuda_stage(channel: Channel, seed: int) -> Stage:
 
 
 def _measure(stages: Sequence[Stage], seconds: float, fit: Fit) -> list[Outcome]:
-    """Run a group of loads, read their devices meanwhile, and fit what was read."""
-    channels = [channel for stage in stages for channel in stage.channels]
-    with ExitStack() as running:
-        for stage in stages:
-            running.enter_context(stage.load)
-        _await([stage.load for stage in stages])
-        readings = watch(channels, seconds, lambda: all(stage.load.is_over() for stage in stages))
-    return [
-        _outcome(channel, readings.evidence(channels.index(channel)), stage, seconds, fit)
-        for stage in stages
-        for channel in stage.channels
-    ]
-
-
-def _await(loads: Iterable[Load]) -> None:
-    """Wait for the first switch of each.
+    """Run a group of loads, read their devices meanwhile, and fit what was read.
 
     Raises:
-        UserError: One ends before, or takes too long.
+        UserError: The load does not work; one of several is among the outcomes instead.
+    """
+    outcomes: list[Outcome] = []
+    running: list[Stage] = []
+    with ExitStack() as ends:
+        for stage in stages:
+            try:
+                ends.enter_context(stage.load)
+                running.append(stage)
+            except UserError as error:
+                outcomes += _failed(stages, stage, error)
+        for stage in list(running):
+            try:
+                _await(stage.load)
+            except UserError as error:
+                running.remove(stage)
+                outcomes += _failed(stages, stage, error)
+        channels = [channel for stage in running for channel in stage.channels]
+        if not running:
+            return outcomes
+        readings = watch(channels, seconds, lambda: all(stage.load.is_over() for stage in running))
+    for stage in running:
+        try:
+            stretches = stage.load.stretches()
+        except UserError as error:
+            outcomes += _failed(stages, stage, error)
+            continue
+        for channel in stage.channels:
+            evidence = readings.evidence(channels.index(channel))
+            found = _fitted(channel, evidence, stretches, fit)
+            outcomes.append(_outcome(channel, found, stage.load.name, seconds))
+    return outcomes
+
+
+def _failed(stages: Sequence[Stage], stage: Stage, error: UserError) -> list[Outcome]:
+    """A load that does not work leaves its devices without a result; the only one ends the command."""
+    if len(stages) == 1:
+        raise error
+    return [Outcome(channel, None, str(error)) for channel in stage.channels]
+
+
+def _await(load: Load) -> None:
+    """Wait for the first switch.
+
+    Raises:
+        UserError: The load ends before, or takes too long.
     """
     deadline = time.monotonic() + _BEGIN_SECONDS
-    for load in loads:
-        while not load.has_begun():
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"the load printed no line `<monotonic_ns> <high|low>` within {_BEGIN_SECONDS:g} s; "
-                    "print one at each switch, and flush it"
-                )
-            time.sleep(0.05)
+    while not load.has_begun():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"the load printed no line `<monotonic_ns> <high|low>` within {_BEGIN_SECONDS:g} s; "
+                "print one at each switch, and flush it"
+            )
+        time.sleep(0.05)
 
 
-def _outcome(channel: Channel, evidence: "Evidence", stage: Stage, seconds: float, fit: Fit) -> Outcome:
-    """Fit a device's response."""
+def _fitted(
+    channel: Channel, evidence: "Evidence", stretches: Sequence[tuple[int, int]], fit: Fit
+) -> "Calibration | str":
+    """The response of a device, or why there is none."""
     import numpy as np  # noqa: PLC0415 - the analysis brings it
 
     if not len(evidence.energy_joules):
-        return Outcome(channel, None, "it shows no energy that changes")
-    first, last = int(evidence.energy_read_nano.min()), int(evidence.energy_read_nano.max())
-    seen = [stretch for stretch in stage.load.stretches() if first <= stretch[0] and stretch[1] <= last]
-    begin, end = (np.array(column, np.int64) for column in (zip(*seen, strict=True) if seen else ((), ())))
+        return "it shows no energy"
+    first, last = int(evidence.energy_read_nano[0]), int(evidence.energy_read_nano[-1])
+    seen = [stretch for stretch in stretches if first <= stretch[0] and stretch[1] <= last]
+    begin, end = (np.array([stretch[side] for stretch in seen], np.int64) for side in (0, 1))
     found = fit(evidence, begin, end, channel.device.update_nano)
-    if found.reason:
-        return Outcome(channel, None, found.reason)
+    return found.reason or found
+
+
+def _outcome(channel: Channel, found: "Calibration | str", load: str, seconds: float) -> Outcome:
+    if isinstance(found, str):
+        return Outcome(channel, None, found)
     device = channel.device
     event = {
         "type": "calibration",
@@ -229,7 +271,7 @@ def _outcome(channel: Channel, evidence: "Evidence", stage: Stage, seconds: floa
         "sensor": device.sensor,
         "model": device.model,
         "driver_version": _driver_version(device.sensor),
-        "load": stage.load.name,
+        "load": load,
         "seconds": seconds,
         **found.as_event(),
     }

@@ -237,6 +237,8 @@ def run_cuda(seed: int) -> None:
     microseconds from the GPU's own times.
     """
     torch: Any = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch cannot use this GPU")
     kind = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     matrix = torch.ones(_MATRIX, _MATRIX, device="cuda", dtype=kind)
     for _ in range(20):
@@ -260,12 +262,14 @@ def run_cuda(seed: int) -> None:
 
 def main() -> None:
     """Run one of the loads; see the module's text."""
-    # What the stretches before were like is nobody's to know: the seed of the caller decides.
     name, seed = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
     try:
         {"cpu": run_cpu, "cuda": run_cuda}[name](seed)
     except BrokenPipeError:
         os._exit(0)  # whoever listened has gone
+    except Exception as error:  # noqa: BLE001 - whoever listens shows it as one line
+        sys.stdout.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

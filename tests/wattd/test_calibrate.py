@@ -17,10 +17,11 @@ import pytest
 from tests.daemon import lines
 from tests.nvml.driver import CompilerMissingError, Trace, build, compiler
 from wattd.__main__ import main
-from wattd.calibrate import Outcome, calibrate
+from wattd.calibrate import Outcome, Stage, calibrate
 from wattd.calibrate import _plan as plan
 from wattd.calibration_table import print_outcomes
 from wattd.config import load
+from wattd.loads import command_load
 from wattd.values import Device, Domain, Reading, Source
 
 _LOAD = """
@@ -287,3 +288,20 @@ def test_the_fit_gets_what_was_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert 5 <= len(begin) == len(end)
     assert evidence.energy_read_nano[0] <= begin[0]
     assert all(one < other for one, other in itertools.pairwise(sorted([*begin, *end])))
+
+
+def test_one_load_that_fails_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: None
+) -> None:
+    """A GPU whose load does not start is said, and the CPUs are measured all the same."""
+    broken = Stage(command_load("false"), [_Channel()])
+    text = "import time\nwhile 1:\n print(time.monotonic_ns(), 'high', flush=True); time.sleep(0.05)"
+    works = Stage(command_load(shlex.join([sys.executable, "-c", text])), [_package()])
+    good = SimpleNamespace(reason="", as_event=lambda: {"stretches": 0})
+    monkeypatch.setattr("wattd.calibrate._fit", lambda: lambda *_: good)
+    config = load(Path(os.devnull), {"archive": str(tmp_path), "node": "n"})
+    for groups in ([[broken], [works]], [[broken, works]]):
+        monkeypatch.setattr("wattd.calibrate._plan", lambda *_, groups=groups: groups)
+        outcomes = calibrate(config, "auto", 1.0, 0)
+        assert [outcome.event is not None for outcome in outcomes] == [False, True]
+        assert "`false` ended with code 1" in outcomes[0].reason

@@ -163,8 +163,9 @@ def test_a_segment_of_our_own_keeps_what_the_daemon_knew(tmp_path: Path) -> None
     """The next daemon goes on from the newest segment and finds its runs; a busy archive is left alone."""
     config = load(Path(os.devnull), {"archive": str(tmp_path / "archive"), "node": "n"})
     run = json.loads(
-        '{"type": "run_begin", "client": "c", "mark": 1, "monotonic_nano": 1, "run_id": "r", "run": "r", "rank": 0,'
-        '"local_rank": 0, "job_id": "j", "user": "u", "account": "none", "partition": "none", "restarts": 0}'
+        '{"type": "run_begin", "client": "c", "mark": 1, "monotonic_nano": 1, "run_id": "r", "run": "r",'
+        '"rank": 0, "local_rank": 0, "job_id": "j", "user": "u",'
+        '"account": "none", "partition": "none", "restarts": 0}'
     )
 
     def opened() -> Archive:

@@ -17,6 +17,7 @@ class _Event:
     def synchronize(self): time.sleep(max(0, self.end - time.monotonic()))
 class cuda:
     Event = _Event
+    is_available = staticmethod(lambda: True)
     is_bf16_supported = staticmethod(lambda: True)
     synchronize = staticmethod(lambda: None)
 bfloat16 = "bfloat16"
@@ -120,3 +121,12 @@ def test_a_load_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) 
     with _script(text) as load:
         wait_until(load.has_begun)
     wait_until(load.is_over, seconds=5)
+
+
+def test_our_load_says_what_it_lacks(tmp_path: Path) -> None:
+    """No traceback: a line that stands in the refusal."""
+    (tmp_path / "torch.py").write_text(_FAKE_TORCH.replace("lambda: True", "lambda: False", 1))
+    with own_load("cuda", 1, {"PYTHONPATH": str(tmp_path)}) as load:
+        wait_until(load.is_over)
+        with pytest.raises(UserError, match="torch cannot use this GPU"):
+            load.has_begun()
