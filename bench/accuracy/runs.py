@@ -80,12 +80,11 @@ def measure_once(run: Run, tools: Sequence[str], words: Sequence[str] = ()) -> d
     _offer_command(library.parent)
     (run.folder / "plan").write_text(json.dumps(plan))
     found = dict[str, Outcome]()
-    if "wattd" in tools:
-        found["wattd"] = _measure_wattd(_Player("wattd", run, library, settings), words)
     players = dict[str, _Player]()
-    for tool in tools:
+    for tool in sorted(tools, key=lambda tool: TOOLS[tool][0] is not None):
         environment = TOOLS[tool][0]
         if environment is None:
+            found[tool] = _measure_wattd(_Player(tool, run, library, settings), words)
             continue
         try:
             interpreter = python(environment)
@@ -101,7 +100,7 @@ class _Player:
     """The workload's process with one tool, and its trace."""
 
     def __init__(self, tool: str, run: Run, library: Path, settings: dict[str, Any]) -> None:
-        self._tool = tool
+        self.tool = tool
         self._steps = run.steps
         self.folder = folder = run.folder
         self._result = folder / f"{tool}.result"
@@ -117,8 +116,8 @@ class _Player:
             }
 
     def start(self, interpreter: Path, **environment: str) -> None:
-        words = ["-m", "bench.accuracy.peers.play", self._tool, self._plan, self.trace, self._result]
-        with (self.folder / f"{self._tool}.log").open("w") as log:
+        words = ["-m", "bench.accuracy.peers.play", self.tool, self._plan, self.trace, self._result]
+        with (self.folder / f"{self.tool}.log").open("w") as log:
             self._process = subprocess.Popen(
                 [str(word) for word in (interpreter, *words)],
                 cwd=ROOT,
@@ -139,40 +138,47 @@ class _Player:
             self._process.kill()
             self._process.wait()
         if code != 0:
-            last = ((self.folder / f"{self._tool}.log").read_text().strip().splitlines() or ["no message"])[
-                -1
-            ]
+            last = ((self.folder / f"{self.tool}.log").read_text().strip().splitlines() or ["no message"])[-1]
             how = "did not end in time" if code is None else f"ended with code {code}"
-            return {"failed": f"{self._tool} {how}: {last}"}
+            return {"failed": f"{self.tool} {how}: {last}"}
         found: dict[str, Any] = json.loads(self._result.read_text())
         return found
 
 
 def _measure_wattd(player: _Player, words: Sequence[str]) -> Outcome:
     """The daemon reads while the workload marks; then the archive is asked."""
-    with Daemon(
-        player.folder / "wattd", "--sensors", "nvml", *words, environment=player.environment
-    ) as daemon:
-        player.start(
-            Path(sys.executable),
-            WATTD_SOCKET=str(daemon.socket),
-            WATTD_SPOOL=str(player.folder / "spool"),
-        )
+    folder = player.folder / player.tool
+    daemon = Daemon(folder, "--sensors", "nvml", *words, environment=player.environment)
+    if player.tool == "wattd_calibrated":
+        load = f"command:{sys.executable} -m tests.nvml.load {player.trace}"
+        calibrate = ("calibrate", "--sensors", "nvml", "--load", load, "--archive", str(daemon.archive))
+        said = _command(player, "wattd", *calibrate)
+        if said.returncode:
+            return Outcome({}, {}, {"": said.stderr.strip()})
+    with daemon:
+        player.start(Path(sys.executable), WATTD_SOCKET=str(daemon.socket), WATTD_SPOOL=str(folder / "spool"))
         found = player.finish()
         if "failed" in found:
             return Outcome({}, {}, {"": found["failed"]})
         time.sleep(0.5)  # the counter's last update of the run is still to come
         daemon.stop()
-    said = subprocess.run(
-        [sys.executable, "-m", "wattq", "phases", daemon.archive, "--format", "json"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    said = _command(player, "wattq", "phases", str(daemon.archive), "--format", "json")
     if said.returncode:
         return Outcome({}, {}, {"": said.stderr.strip()})
     rows = [row for row in json.loads(said.stdout) if row["domain"] == "gpu"]
     return _wattd_outcome({row["phase"]: row for row in rows}, found)
+
+
+def _command(player: _Player, *words: str) -> subprocess.CompletedProcess[str]:
+    """One of wattd's commands, on the player's simulated driver."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**player.environment, "WATTD_CONFIG": os.devnull},
+    )
 
 
 def _wattd_outcome(rows: dict[str, dict[str, Any]], found: dict[str, Any]) -> Outcome:

@@ -141,6 +141,7 @@ class Codecarbon(_Sums):
 
 TOOLS: dict[str, tuple[str | None, Callable[[], Tool]]] = {
     "wattd": (None, Wattd),
+    "wattd_calibrated": (None, Wattd),
     "zeus": ("zeus", lambda: Zeus(instant=False)),
     "zeus_instant": ("zeus", lambda: Zeus(instant=True)),
     "joules": ("joules", Joules),
