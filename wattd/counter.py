@@ -12,6 +12,9 @@ _IMPLAUSIBLE_WATTS = 20_000.0
 _MOST_RAPL_WATTS = 2_000.0
 """No RAPL zone draws more: after range / this, a counter may have wrapped more than once."""
 
+_MOST_RESTARTED_WATTS = 5_000.0
+"""A counter that began at 0 since its last reading has not counted more than this."""
+
 _LONGEST_STEP_NANO = 2_000_000_000
 """Power readings further apart than this are not joined into energy: nobody saw what was between."""
 
@@ -33,17 +36,31 @@ class Counter:
         self._raw: int | None = None
         self._nano = 0
         self._total = 0
+        self._may_be_new = False
         self.resets = 0
+
+    def suspect_restart(self) -> None:
+        """The driver was away: before the next reading, the counter may have begun at 0 again."""
+        self._may_be_new = True
 
     def update(self, raw_microjoules: int, monotonic_nano: int) -> int:
         """The cumulative energy in microjoules after a reading."""
         if self._raw is None:
             self._total = raw_microjoules
+        elif self._may_be_new and self._could_be_new(raw_microjoules, monotonic_nano - self._nano):
+            # Grown by what is plausible, too, perhaps: nobody can tell, and nothing is invented.
+            self.resets += 1
         elif raw_microjoules != self._raw:
             self._total += self._step(raw_microjoules - self._raw, monotonic_nano - self._nano)
+        self._may_be_new = False
         self._raw = raw_microjoules
         self._nano = monotonic_nano
         return self._total
+
+    @staticmethod
+    def _could_be_new(raw_microjoules: int, elapsed_nano: int) -> bool:
+        """Whether a counter that began at 0 since the last reading can show this much."""
+        return raw_microjoules <= _MOST_RESTARTED_WATTS * (elapsed_nano + 1_000_000_000) / 1000
 
     def _step(self, step: int, elapsed_nano: int) -> int:
         # W * ns / 1000 = microjoules. The second of grace covers what a slow counter had saved up.
@@ -123,9 +140,9 @@ class Tracker:
         """Times energy could not be followed, so that an unknown part is missing."""
         return self._counter.resets + self._integrator.resets
 
-    def forget(self) -> None:
-        """The next reading's edges have no earlier side: the device was away."""
-        self._energy_seen = self._power_seen = 0
+    def suspect_restart(self) -> None:
+        """The device's driver was away: its counter may have begun anew."""
+        self._counter.suspect_restart()
 
     def take(
         self, reading: Reading, before_nano: int, nano: int, energies: list[int], powers: list[float]

@@ -1,6 +1,6 @@
 """A device as the sampler keeps it: its channel, what was read, and what is known of its health."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from wattd.counter import Tracker
@@ -21,9 +21,10 @@ class Call:
         after_nano: When it returned; 0 before, and while nobody is there to take the result.
         reading: What it gave; None where it failed or asked for something else.
         error: Why it failed.
+        is_lost: It will fail until the sensor was opened anew.
     """
 
-    __slots__ = ("after_nano", "before_nano", "error", "line", "reading")
+    __slots__ = ("after_nano", "before_nano", "error", "is_lost", "line", "reading")
 
     def __init__(self, line: "Line", before_nano: int) -> None:
         self.line = line
@@ -31,6 +32,7 @@ class Call:
         self.after_nano = 0
         self.reading: Reading | None = None
         self.error = ""
+        self.is_lost = False
 
 
 class SensorHealth:
@@ -43,6 +45,9 @@ class SensorHealth:
         counts: Calls by READ_SECONDS_BUCKETS, and one for those above.
         nanoseconds: Sum of all calls.
         stuck: Calls that have not returned and are waited for no longer.
+        is_reopening: It is being opened anew.
+        fault: Why that failed the last time; empty if it did not.
+        want_reopened: Asks for that, told the present.
     """
 
     def __init__(self, name: str, reason: str = "") -> None:
@@ -52,11 +57,19 @@ class SensorHealth:
         self.counts = [0] * (len(READ_SECONDS_BUCKETS) + 1)
         self.nanoseconds = 0
         self.stuck: set[Call] = set()
+        self.is_reopening = False
+        self.fault = ""
+        self.want_reopened: Callable[[int], None] = lambda _now: None
 
     @property
-    def is_blocked(self) -> bool:
-        """So many calls are stuck that no further thread may be risked: its devices stay down."""
-        return len(self.stuck) >= MOST_STUCK
+    def away(self) -> str:
+        """Why its devices must not be asked now; empty if they may.
+
+        Where too many calls are stuck, no further thread is risked on them.
+        """
+        if self.is_reopening:
+            return "it is being opened anew"
+        return "its driver does not answer" if len(self.stuck) >= MOST_STUCK else ""
 
     def as_json(self) -> dict[str, Any]:
         """As the health message carries it."""
@@ -82,6 +95,7 @@ class Line:
         retry_nano: When a device that is read at the tick, or hangs, is tried again.
         hung: The call that does not return; None while none hangs.
         is_state_hung: A call for its state does not return.
+        is_lost: It was away so that its counter may have begun anew.
         reason: Why it is said to be down; empty while it is not.
     """
 
@@ -93,6 +107,7 @@ class Line:
         "health",
         "hung",
         "is_followed",
+        "is_lost",
         "is_state_hung",
         "reason",
         "retry_nano",
@@ -107,7 +122,7 @@ class Line:
         self.is_followed = False
         self.deadline_nano = 0
         self.hung: Call | None = None
-        self.is_state_hung = False
+        self.is_state_hung = self.is_lost = False
         self.failed_nano = 0
         self.retry_nano = 0
         self.reason = ""

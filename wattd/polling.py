@@ -9,13 +9,13 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
 from wattd.edges import FAR_NANO
 from wattd.line import Call, Line, SensorHealth
-from wattd.sensors import FOLLOWED, Channel, ReadingError
+from wattd.sensors import FOLLOWED, Channel, ReadingError, SensorLostError
 from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Tick
 from wattd.watchdog import Guard
 
@@ -82,16 +82,20 @@ class Poller:
         self._energies, self._powers, self._calls = list[int](), list[float](), list[int]()
         self._order = count()
         self._ticked = [line for line in lines if line.channel.device.sensor not in FOLLOWED]
-        now = self._before = clock()
+        self._before = 0
         self._heap: list[tuple[int, int, Line | None]] = []
-        if self._ticked:
-            self._heap.append((now + tick_nano, next(self._order), None))
         for line in lines:
             if line.channel.device.sensor in FOLLOWED:
                 line.make_followers(tick_nano)
-                line.deadline_nano = now + tick_nano
-                self._heap.append((line.deadline_nano, next(self._order), line))
-        heapify(self._heap)
+        self.begin()
+
+    def begin(self) -> None:
+        """Plan the first readings, a tick from now; nothing was missed before."""
+        deadline = self._clock() + self._tick_nano
+        self._heap = [(deadline, next(self._order), None)] if self._ticked else []
+        for line in self.lines:
+            if line.followers is not None:
+                self._put(line, deadline)
 
     @classmethod
     def of(
@@ -184,8 +188,8 @@ class Poller:
         before = self._before
         if line.hung is not None or (line.failed_nano and before < line.retry_nano and not line.followers):
             return True
-        if line.health.is_blocked:
-            self._fail(line, before, "the driver does not answer")
+        if line.health.away:
+            self._fail(line, before, line.health.fault or line.health.away)
             return True
         call = self.guard.enter(line, before)
         self._ask(call)
@@ -201,6 +205,7 @@ class Poller:
             call.reading = call.line.channel.read(call.before_nano)
         except ReadingError as error:
             call.error = str(error)
+            call.is_lost = isinstance(error, SensorLostError)
         call.after_nano = self._clock()
 
     def note_hung(self, call: Call) -> None:
@@ -229,7 +234,7 @@ class Poller:
         for line in list(self._hung.values()):
             seconds = (now - line.failed_nano) // NANOSECONDS_PER_SECOND
             self._listener.note_failed(line, now, f"a call has not returned for {seconds} s")
-            if now >= line.retry_nano and not line.health.is_blocked:
+            if now >= line.retry_nano and not line.health.away:
                 self._retry(line, now)
 
     def _retry(self, line: Line, now: int) -> None:
@@ -251,12 +256,18 @@ class Poller:
         """Take the result of a call, and plan the next."""
         line, reading, before, after = call.line, call.reading, call.before_nano, call.after_nano
         if reading is None:
-            self._fail(line, before, call.error)
+            if call.is_lost:
+                line.is_lost = True
+                line.health.want_reopened(after)
+            self._fail(line, before, line.health.fault or call.error)
             return
         tracker, health = line.tracker, line.health
         if line.failed_nano:
             self._listener.note_recovered(line, line.failed_nano, after)
             line.failed_nano = line.retry_nano = 0
+        if line.is_lost:
+            line.is_lost = False
+            tracker.suspect_restart()
         last_nano, resets = tracker.read_nano, tracker.resets
         tracker.take(reading, before, after, self._energies, self._powers)
         took = after - before
@@ -277,7 +288,11 @@ class Poller:
         """No reading: try at the tick for a second, then once a second."""
         if not line.failed_nano:
             line.failed_nano = line.tracker.read_nano or now
-        pause = self._tick_nano if now - line.failed_nano < _PATIENCE_NANO else _PATIENCE_NANO
+        pause = _PATIENCE_NANO
+        if now - line.failed_nano < _PATIENCE_NANO:
+            pause = self._tick_nano
+        elif line.health.is_reopening:
+            pause = IDLE_NANO  # it may be back at any moment
         line.retry_nano = now + pause - self._tick_nano // 2  # ticks come a little early and late
         self._listener.note_failed(line, now, reason)
         if line.followers is not None:

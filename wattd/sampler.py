@@ -14,6 +14,7 @@ from wattd.config import Config
 from wattd.control import Control
 from wattd.line import Line, SensorHealth, polling, standing
 from wattd.polling import IDLE_NANO, Listener, Poller
+from wattd.reopening import keep_open
 from wattd.ring import Ring, encode_message, encode_tick
 from wattd.scheduling import HELPER_PRIORITY, be_punctual
 from wattd.sensors import SENSORS, Sensor, SensorUnavailableError
@@ -63,7 +64,7 @@ class Sensors:
     def __exit__(self, *_: object) -> None:
         for sensor, health in self._open:
             # A driver that does not answer would not let us close it either.
-            if not health.stuck:
+            if not health.stuck and not health.is_reopening:
                 sensor.close()
 
     def _measures(self, domain: Domain) -> bool:
@@ -80,6 +81,7 @@ class Sensors:
             return
         self.health.append(SensorHealth(name))
         self._open.append((sensor, self.health[-1]))
+        keep_open(sensor, self.health[-1])
         for channel in channels:
             self.lines.append(Line(channel, len(self.lines), self.health[-1]))
 
@@ -129,6 +131,7 @@ class Sampler(Listener):
     def start(self) -> None:
         """Start the threads: the clock's, the one for device state, and the watchdog's."""
         self._announce()
+        self.poller.begin()
         self._watchdog.start()
         self._watcher.start()
 
@@ -205,15 +208,16 @@ class Sampler(Listener):
         """A device gave no reading; after a second that is worth a word."""
         if now - line.failed_nano >= NANOSECONDS_PER_SECOND:
             if not line.reason:
-                self._send_sensor(line, now, up=False, reason=reason)
-            line.reason = reason
+                self._send_sensor(line, now, up=False, reason=f"{line.name}: {reason}")
+            line.reason = line.health.reason = f"{line.name}: {reason}"
 
     def note_recovered(self, line: Line, since: int, now: int) -> None:
-        """A device that was silent gives readings again."""
+        """A device that was silent gives readings again; its sensor is up when all of its devices do."""
         if line.reason:
             self._send_gap(since, now, "sensor_down", line.name)
-            self._send_sensor(line, now, up=True, reason="")
             line.reason = ""
+            down = [other for other in self._sensors.lines if other.health is line.health and other.reason]
+            self._send_sensor(line, now, up=not down, reason=down[0].reason if down else "")
 
     def note_reset(self, line: Line, since: int, now: int) -> None:
         """Energy of a device is unknown between two readings."""

@@ -59,6 +59,25 @@ def test_impossible_step_is_not_energy() -> None:
     assert counter.resets == 1
 
 
+def test_counter_that_may_have_begun_anew_is_not_trusted() -> None:
+    """After a driver's absence a value that a new counter could show is no energy, even if it is larger."""
+    counter = Counter(0)
+    counter.update(5_000_000, SECOND)
+    counter.suspect_restart()
+    assert counter.update(40_000_000, 11 * SECOND) == 5_000_000
+    assert counter.resets == 1
+    assert counter.update(41_000_000, 12 * SECOND) == 6_000_000, "it goes on from there"
+
+
+def test_counter_that_cannot_have_begun_anew_goes_on() -> None:
+    """A new counter could not have come so far in ten seconds: it is the old one, and nothing is lost."""
+    counter = Counter(0)
+    counter.update(10**12, SECOND)
+    counter.suspect_restart()
+    assert counter.update(10**12 + 3_000_000_000, 11 * SECOND) == 10**12 + 3_000_000_000
+    assert counter.resets == 0
+
+
 def test_silence_longer_than_a_wrap_is_unknown() -> None:
     """After a silence in which the counter may have wrapped twice, the energy in between is unknown."""
     counter = Counter(RANGE)

@@ -24,6 +24,7 @@ class ScriptedSensor:
         self.shown = 0
         self.call_nano = 0
         self.closed = False
+        self.reopened = 0
         self.device = Device(
             device="package-0",
             index=0,
@@ -35,6 +36,9 @@ class ScriptedSensor:
 
     def open(self) -> Sequence["ScriptedSensor"]:
         return [self]
+
+    def reopen(self) -> None:
+        self.reopened += 1
 
     def close(self) -> None:
         self.closed = True
@@ -142,7 +146,7 @@ def test_silent_device_is_a_gap_and_no_false_energy(bench: Bench) -> None:
     last_read = bench.clock.now
     down = [record for _ in range(200) for record in bench.tick(-1)]
     (event,) = of_type(down, "sensor")
-    assert (event["up"], event["reason"]) == (False, "gone")
+    assert (event["up"], event["reason"]) == (False, "package-0: gone")
     back = [record for _ in range(200) for record in bench.tick(500)]
     (gap,) = of_type(back, "gap")
     assert (gap["begin_monotonic_nano"], gap["reason"], gap["device"]) == (

@@ -56,6 +56,9 @@ class HangingSensor:
     def open(self) -> list[HangingChannel]:
         return self.channels
 
+    def reopen(self) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 

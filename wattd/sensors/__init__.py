@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from wattd.config import Config
 from wattd.control import Control
-from wattd.sensors.base import Channel, ReadingError, Sensor, SensorUnavailableError
+from wattd.sensors.base import Channel, ReadingError, Sensor, SensorLostError, SensorUnavailableError
 from wattd.sensors.cpu_estimate import CpuEstimate
 from wattd.sensors.nvml import Nvml
 from wattd.sensors.rapl import Rapl
@@ -25,4 +25,12 @@ SENSORS: Mapping[str, Callable[[Config, Control, int], Sensor]] = MappingProxyTy
 FOLLOWED = frozenset({"nvml"})
 """Sensors whose updates are slow, and regular enough that their period can be learned (edges.py)."""
 
-__all__ = ["FOLLOWED", "SENSORS", "Channel", "ReadingError", "Sensor", "SensorUnavailableError"]
+__all__ = [
+    "FOLLOWED",
+    "SENSORS",
+    "Channel",
+    "ReadingError",
+    "Sensor",
+    "SensorLostError",
+    "SensorUnavailableError",
+]

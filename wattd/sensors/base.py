@@ -26,6 +26,10 @@ class ReadingError(Exception):
     """A device gave no reading this time; the next one may succeed."""
 
 
+class SensorLostError(ReadingError):
+    """A device gives no reading until its sensor has been opened anew."""
+
+
 class Channel(Protocol):
     """One device of a sensor, opened for reading."""
 
@@ -59,6 +63,13 @@ class Sensor(Protocol):
 
         Raises:
             SensorUnavailableError: There are none here, or they may not be read.
+        """
+
+    def reopen(self) -> None:
+        """Open the hardware anew, so that the channels given out read it again; may take seconds.
+
+        Raises:
+            SensorUnavailableError: It is not there, or not yet.
         """
 
     def close(self) -> None:

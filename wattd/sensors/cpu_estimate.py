@@ -117,6 +117,9 @@ class CpuEstimate:
         """The node's own state says it all."""
         return {}
 
+    def reopen(self) -> None:
+        """/proc/stat stays open: there is nothing to do."""
+
     def close(self) -> None:
         """Close /proc/stat."""
         if self._fd >= 0:

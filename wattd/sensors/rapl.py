@@ -114,6 +114,9 @@ class Rapl:
         )
         return RaplChannel(device, fd)
 
+    def reopen(self) -> None:
+        """The zones stay open: there is nothing to do."""
+
     def close(self) -> None:
         """Close the zones."""
         for channel in self._channels:

@@ -150,6 +150,9 @@ class Simulated:
                 channels.append(SimulatedRapl(zone, watts(), idle_watts))
         return channels
 
+    def reopen(self) -> None:
+        """It is always there."""
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
