@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wattd.history import History
+from wattd.integral import Comparison
 from wattd.values import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, Domain
 
 SUMMED_DOMAINS = (Domain.GPU, Domain.PACKAGE, Domain.DRAM)
 """Domains that add up to a total; the others lie inside them or beside them."""
 
-_COMPARED_NANO = 30 * NANOSECONDS_PER_SECOND
 _STALE_NANO = 5 * NANOSECONDS_PER_SECOND
 
 
@@ -26,7 +26,7 @@ class DeviceView:
             while unknown.
         state: Its last state; None if there is none.
         seen_nano: When it last gave a reading.
-        integral_ratio: Energy by its counter over energy by its power readings; None without both.
+        comparison: Its counter held against its power readings.
     """
 
     described: dict[str, Any]
@@ -35,9 +35,7 @@ class DeviceView:
     mean_watts: float | None = None
     state: dict[str, Any] | None = None
     seen_nano: int = 0
-    integral_ratio: float | None = None
-    _integrated: tuple[int, float] = (0, 0.0)
-    _since: tuple[int, int] = (0, 0)
+    comparison: Comparison = field(default_factory=Comparison)
 
     @property
     def name(self) -> str:
@@ -49,29 +47,26 @@ class DeviceView:
         """The part of the node it meters."""
         return str(self.described["domain"])
 
+    @property
+    def integral_ratio(self) -> float | None:
+        """Energy by its counter over energy by its power readings (integral.py); None without both."""
+        return self.comparison.ratio
+
     def note_power(self, power_watts: float, nano: int) -> None:
-        """Take a power reading that is new, and add what the last one stood for to its integral."""
-        before, microjoules = self._integrated
-        if before and self.power_watts is not None:
-            microjoules += self.power_watts * (nano - before) / 1000
-        self._integrated = (nano, microjoules)
+        """Take a power reading that is new."""
+        self.comparison.note_power(power_watts, nano)
         self.power_watts = power_watts
         self.seen_nano = nano
 
-    def compare(self) -> None:
-        """Once a second: hold the counter against the integral, a minute at a time."""
-        nano, integral = self._integrated
-        counter = self.history.microjoules
-        if not nano or counter is None or self.described.get("counter_range_microjoules") is None:
-            return
-        since, counter_then = self._since
-        if not since:
-            self._since = (nano, counter)
-            self._integrated = (nano, 0.0)
-        elif nano - since >= _COMPARED_NANO and integral > 0:
-            self.integral_ratio = (counter - counter_then) / integral
-            self._since = (nano, counter)
-            self._integrated = (nano, 0.0)
+    def compare(self, power_watts: float | None, nano: int) -> None:
+        """Once a second: hold the counter against the power readings; None if the device gives none."""
+        if self.described.get("counter_range_microjoules") is None:
+            return  # its energy is the integral of its power: there is no counter to judge
+        if power_watts is None:
+            self.comparison.interrupt()
+        else:
+            self.comparison.note_power(power_watts, nano)
+            self.comparison.compare(self.history)
 
 
 @dataclass(slots=True)
@@ -131,9 +126,20 @@ class Node:
             if view is not None:
                 view.power_watts = watts
                 view.seen_nano = nano
-        for view in self.devices.values():
+        followed = second.get("followed_device", ())
+        for number, update_us in zip(followed, second.get("power_update_us", ()), strict=True):
+            if update_us and number in self.devices:
+                self.devices[number].comparison.update_nano = update_us * 1000
+        powers = dict(zip(second["power_device"], second["power_watts"], strict=True))
+        for number, view in self.devices.items():
             view.mean_watts = _mean_watts(view, nano)
-            view.compare()
+            view.compare(powers.get(number), nano)
+
+    def note_gap(self, gap: Mapping[str, Any]) -> None:
+        """Take a gap in the readings of a device, or of all."""
+        for view in self.devices.values():
+            if gap.get("device", view.name) == view.name:
+                view.comparison.interrupt()
 
     def note_state(self, state: Mapping[str, Any]) -> None:
         """Take the sampler's device state."""

@@ -141,6 +141,8 @@ class Recorder:
             if not self._is_old(kind, message["monotonic_nano"]) and not self._header_due:
                 bodies.append(line_body(message))
         else:
+            if kind == "gap":
+                self._node.note_gap(message)
             self._record_event(message)
 
     def _tick(self, tick: Tick, bodies: list[bytes], ticks: list[Tick], lost: int) -> None:

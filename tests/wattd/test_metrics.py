@@ -63,7 +63,7 @@ def _node() -> Node:
         },
         {},
     )
-    node.devices[0].integral_ratio = 1.0042
+    node.devices[0].comparison.ratio = 1.0042
     node.note_state(
         {
             "gpus": [

@@ -38,7 +38,11 @@ def sensor_families(node: Node) -> Iterator[Family]:
         for view in node.devices.values()
         if view.integral_ratio is not None
     ]
-    text = "Energy by a device's counter over energy by its power readings, half a minute. Absent without."
+    text = (
+        "Energy by a device's hardware counter over the integral of its power readings, each held until the"
+        " next, over the last ten minutes or so. Absent before both were read for 30 s, and where only one"
+        " exists."
+    )
     yield _gauge("sensor_energy_integral_ratio", text, ratios, "ratio")
     yield _counter("sensor_ticks", "Wakes of the sampler.", one(health.get("ticks")))
     missed = one(health.get("missed_ticks"))
