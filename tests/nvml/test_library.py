@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -164,3 +165,22 @@ def test_missing_field_is_missing_alone(library: Path, tmp_path: Path, missing: 
         )
     place = ["no_energy", "no_instant", "no_average"].index(missing)
     assert json.loads(said) == [3 if each in {place, 3} else 0 for each in range(4)]
+
+
+def test_load_says_when_it_switched(tmp_path: Path) -> None:
+    """Each switch of the load is a line with its time, and a step of the trace at that very time."""
+    with Trace.create(tmp_path / "trace", capacity=64):
+        pass
+    load = subprocess.Popen(
+        [sys.executable, "-m", "tests.nvml.load", str(tmp_path / "trace"), "0", "100", "600", "7"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert load.stdout
+    said = [load.stdout.readline().split() for _ in range(5)]
+    load.kill()
+    load.communicate()
+    steps = struct.iter_unpack("<qd", (tmp_path / "trace").read_bytes()[8192 : 8192 + 5 * 16])
+    assert [(str(nano), "high" if watts == 600 else "low") for nano, watts in steps] == [
+        tuple(words) for words in said
+    ]
