@@ -63,7 +63,7 @@ static struct {
     const trace_header_t *header; /* NULL: no trace, a constant power */
     const char *text;
     int64_t epoch_nano;
-    uint64_t revision;
+    _Atomic uint64_t revision;
     settings_t *_Atomic settings[MOST_GPUS];
     gpu_t gpus[MOST_GPUS];
 } sensor = {.lock = PTHREAD_MUTEX_INITIALIZER};
