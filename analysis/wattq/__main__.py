@@ -11,7 +11,7 @@ import duckdb
 
 from wattq import tables
 from wattq.errors import UserError
-from wattq.estimate import Chosen
+from wattq.loading import Chosen
 from wattq.locate import find_archive
 from wattq.runner import Archive, first_line
 
@@ -123,11 +123,7 @@ def _nothing(archive: Archive, chosen: Chosen) -> UserError:
 
 
 def _phases(args: argparse.Namespace) -> None:
-    if args.estimator == "regression":
-        raise UserError(
-            "the estimator regression is not available in this version: use --estimator overlap", code=2
-        )
-    chosen = Chosen(args.job, args.run)
+    chosen = Chosen(args.job, args.run, args.estimator)
     with Archive(find_archive(args.archive)) as archive:
         answer = archive.query("select * from phase_energy order by rowid", chosen=chosen)
         records = answer.records()
@@ -137,9 +133,7 @@ def _phases(args: argparse.Namespace) -> None:
         if args.format != "table":
             tables.print_answer(args.format, answer.columns, records)
             return
-        tables.print_phases(records, archive.counters)
-        if args.estimator == "auto":
-            print("estimator auto: overlap, the only one of this version")
+        tables.print_phases(records, archive.counters, archive.choices)
 
 
 def _no_rows(archive: Archive, chosen: Chosen) -> UserError:

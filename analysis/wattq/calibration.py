@@ -1,8 +1,8 @@
 """What a sensor's response is, measured under a load that alternates at known moments.
 
-The load is a run of two phases, `high` and `low`, and the response is found as from any run; but steps of power
-that are large, and stretches that are now long, now short, tell delay from rise and gain from offset far
-better than a training's phases do.
+The load is a run of two phases, `high` and `low`, and the response is found as from any run; but steps of
+power that are large, and stretches that are now long, now short, tell delay from rise and gain from offset
+far better than a training's phases do.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ import numpy as np
 
 from wattq.counter import NANO, Floats, Ints, Readings, locate
 from wattq.evidence import Evidence, power_series
-from wattq.fit import Fit, fit_response, plausible
-from wattq.problem import Problem
+from wattq.fit import fit_response, plausible
 from wattq.regression import Run, identity_groups
 from wattq.response import LOGARITHMIC, NAMES, Response
 from wattq.sweep import Phases, cut
@@ -90,7 +89,9 @@ def calibrate(
     count = len(begin_nano)
     if count < _LEAST_STRETCHES:
         return Calibration(
-            None, nothing, reason=f"the load had {count} high stretches; at least {_LEAST_STRETCHES} are needed"
+            None,
+            nothing,
+            reason=f"the load had {count} high stretches; at least {_LEAST_STRETCHES} are needed",
         )
     readings = Readings(evidence.energy_read_nano, evidence.energy_old_nano, evidence.energy_joules)
     counter, power = locate(readings, update_nano), power_series(evidence)
@@ -105,17 +106,11 @@ def calibrate(
         ("high", "low"),
     )
     pieces = cut(phases, [(int(begin_nano[0]), int(end_nano[-1]))])
-    run = Run(pieces, identity_groups(pieces), counter, power, None)
+    run = Run(pieces, identity_groups(pieces), counter, power, limit_watts=None)
     borders = np.array([0.0, (pieces.stop[-1] - pieces.start[0]) / NANO])
     problem = run.problem(borders)
     fit = fit_response(problem, plausible(problem, power.period_seconds), power.period_seconds)[0]
-    return _checked(problem, fit, counter.period / 1e9, power.period_seconds, pieces.rows, count)
-
-
-def _checked(
-    problem: Problem, fit: Fit, counter_period: float, power_period: float, rows: tuple[str, ...], stretches: int
-) -> Calibration:
-    """Returns the calibration, or the reason why it is none."""
+    rows = pieces.rows
     high, low = (problem.mean_watts(fit.means, rows.index(name)) for name in ("high", "low"))
     reason = ""
     if high - low < _LEAST_STEP * high:
@@ -123,9 +118,9 @@ def _checked(
     return Calibration(
         response=None if reason else fit.response,
         covariance=fit.covariance,
-        counter_period_seconds=counter_period,
-        power_period_seconds=power_period or None,
-        stretches=stretches,
+        counter_period_seconds=counter.period / NANO,
+        power_period_seconds=power.period_seconds or None,
+        stretches=count,
         step_watts=float(high - low),
         reason=reason,
     )

@@ -1,8 +1,9 @@
 """Finds a device's response from a run: the parameters under which its observations are least surprising.
 
-The marginal likelihood of the mixed model is climbed by Gauss-Newton in the response's parameters, the means of
-the phases along with them; the variances of jitter and noise by a search. It has several summits in the power
-reading's window and delay, so it is started from a grid of them, after the counter alone has told its own.
+The marginal likelihood of the mixed model is climbed by Gauss-Newton in the response's parameters, the means
+of the phases along with them; the variances of jitter and noise by a search. It has several summits in the
+power reading's window and delay, so it is started from a grid of them, after the counter alone has told its
+own.
 """
 
 from dataclasses import dataclass, replace
@@ -75,11 +76,11 @@ def _noise_at(state: State) -> Noise:
             lambda log: objective(np.array([log, start[1]])),
             bounds=(np.log(1e-3), np.log(0.6)),
             method="bounded",
-            options={"xatol": 0.05},
+            options={"xatol": 0.1},
         )
         return replace(state.noise, jitter=float(np.exp(found.x)))
     corners = start + np.array([[0.0, 0.0], [0.3, 0.0], [0.0, -0.7]])
-    options = {"xatol": 0.03, "fatol": 0.05, "maxfev": 60, "initial_simplex": corners}
+    options = {"xatol": 0.1, "fatol": 0.3, "maxfev": 30, "initial_simplex": corners}
     found = optimize.minimize(objective, start, method="Nelder-Mead", options=options)
     return Noise(float(np.exp(found.x[0])), float(np.exp(found.x[1])))
 
@@ -133,11 +134,18 @@ def fit_response(problem: Problem, prior: Prior, power_seconds: float) -> list[F
         The summits that were found, the most likely one first; the others are of other windows.
     """
     start = Response(0.003, 0.002, 0.003, 0.3 * max(power_seconds, 1e-3))
-    nothing = Fit(start, np.linalg.inv(prior.precision), Noise(), problem.prior.mean, np.inf)
+    nothing = Fit(
+        start,
+        np.asarray(np.linalg.inv(prior.precision), dtype=np.float64),
+        Noise(),
+        problem.prior.mean,
+        np.inf,
+    )
     alone = problem.without_power()
     begins = [replace(start, counter_delay_seconds=delay) for delay in (0.001, 0.008)]
     counter = min(
-        (climb(alone, replace(nothing, response=one), prior, 4, noise_rounds=(2,)) for one in begins), key=_surprise
+        (climb(alone, replace(nothing, response=one), prior, 4, noise_rounds=(2,)) for one in begins),
+        key=_surprise,
     )
     if not problem.has_power:
         return [climb(problem, counter, prior, _ROUNDS, noise_rounds=(1, 4))]

@@ -35,6 +35,12 @@ EVENT = """
      end_monotonic_nano: 'BIGINT', reason: 'VARCHAR', device: 'VARCHAR', sensor: 'VARCHAR', up: 'BOOLEAN'}
 """
 
+CALIBRATION = """
+    {type: 'VARCHAR', device: 'VARCHAR', time_unix_nano: 'BIGINT', counter_delay_seconds: 'DOUBLE',
+     rise_seconds: 'DOUBLE', power_delay_seconds: 'DOUBLE', power_window_seconds: 'DOUBLE',
+     power_gain: 'DOUBLE', power_offset_watts: 'DOUBLE', covariance: 'DOUBLE[][]'}
+"""
+
 # Only what the estimator needs of a samples line; a key that is not asked for is not parsed.
 READING = """
     {type: 'VARCHAR', monotonic_nano: 'BIGINT', device: 'INTEGER[]', energy_joules: 'DOUBLE[]',

@@ -1,4 +1,4 @@
-"""The regression's linear algebra: a mixed model with a banded covariance, solved in time linear in its length.
+"""The regression's linear algebra: a mixed model with a banded covariance, in time linear in its length.
 
 Each stretch of time has a power: the mean of its column (a phase, in a block of time) plus its own deviation.
 Observations are weighted sums of these powers plus noise. What is asked for is not the means but the energy
@@ -160,6 +160,7 @@ class Predicted:
 def predict(
     factor: Factor,
     fixed: Fixed,
+    *,
     matrix: sparse.csr_matrix,
     together: sparse.csr_matrix,
     variance: Floats,

@@ -54,6 +54,13 @@ class Observations:
         starts = np.where(self.is_power, self.end, self.begin)
         return self.pick(np.flatnonzero((starts >= begin) & (self.end <= end)))
 
+    def outside(self, gaps: Floats) -> "Observations":
+        """Returns those that no gap lies in or beside; gaps are rows (begin, end), seconds."""
+        starts = np.where(self.is_power, self.end - self.end_half, self.begin - self.begin_half)
+        before = np.searchsorted(np.sort(gaps[:, 1]), starts, side="left")
+        after = np.searchsorted(np.sort(gaps[:, 0]), self.end + self.end_half, side="right")
+        return self.pick(np.flatnonzero(before == after))
+
     def rises(self) -> "Observations":
         """Returns those of the counter."""
         return self.pick(np.flatnonzero(~self.is_power))

@@ -8,7 +8,8 @@ import numpy as np
 
 from wattq.charts import COLUMNS, Skyline, column_watts, dominant, skyline
 from wattq.counter import Counter, Device, Ints
-from wattq.estimate import Chosen, Cuts, boots, claims, counters, gaps_of, load_run
+from wattq.estimate import counters
+from wattq.loading import Chosen, Cuts, boots, claims, gaps_of, load_run
 from wattq.runner import Archive
 from wattq.sweep import OUTSIDE, Pieces
 

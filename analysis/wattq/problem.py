@@ -1,4 +1,4 @@
-"""One regression: observations of a device over some time, what they are held to be made of, and its algebra."""
+"""One regression: observations of a device over some time, and what they are held to be made of."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -112,7 +112,9 @@ class Problem:
         """What is held of the means: a phase may draw anything that the device can."""
         ages = self.membership.shape[1] - self.means
         mean = np.append(np.full(self.means, self.level), np.zeros(ages))
-        deviation = np.append(np.full(self.means, self.most_watts), np.full(ages, self.age_share * self.level))
+        deviation = np.append(
+            np.full(self.means, self.most_watts), np.full(ages, self.age_share * self.level)
+        )
         return Prior(mean, np.diag(1 / deviation**2))
 
     @cached_property
@@ -245,10 +247,10 @@ class State:
         return predict(
             self.factor,
             self.solve(),
-            self.view.matrix,
-            problem.together,
-            self.variance,
-            problem.stretches.weights,
-            problem.membership,
-            self.jacobian,
+            matrix=self.view.matrix,
+            together=problem.together,
+            variance=self.variance,
+            weights=problem.stretches.weights,
+            membership=problem.membership,
+            jacobian=self.jacobian,
         )

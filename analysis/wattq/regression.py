@@ -1,16 +1,17 @@
 """The estimator `regression`: what a phase cost, from many steps whose updates cut it in different places.
 
-Counter and power reading are used together, as observations of one unknown: the power of each stretch of time.
-See `mixed` for the algebra, `response` for what a sensor sees, `fit` for how its response is found. A long run
-is solved in blocks, so that its phases may change their power over minutes.
+Counter and power reading are used together, as observations of one unknown: the power of each stretch of
+time. See `mixed` for the algebra, `response` for what a sensor sees, `fit` for how its response is found. A
+long run is solved in blocks, so that its phases may change their power over minutes.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
 
-from wattq.counter import NANO, Counter, Floats
+from wattq.counter import NANO, Counter, Floats, Ints
 from wattq.evidence import Series
 from wattq.fit import Fit, climb, fit_response, plausible
 from wattq.mixed import Prior
@@ -24,7 +25,6 @@ _MARGIN_UPDATES = 3.0
 _BLOCK_SECONDS = 60.0
 _BLOCK_STRETCHES = 1_000
 _FIT_STRETCHES = 5_500
-_LEAST_OBSERVATIONS = 20
 # At most so many observations meet one stretch of usual length.
 _LEAST_UPDATE_SECONDS = 0.004
 _AGE_SHARES = (0.03, 0.1, 0.3)
@@ -62,10 +62,18 @@ class Run:
         counter: The counter's edges, with some around the run.
         power: The power reading's edges likewise.
         limit_watts: The device's power limit; None: not known.
+        gaps: Recorded gaps, one row (begin, end) each, monotonic nanoseconds; no reading across one is used.
     """
 
     def __init__(
-        self, pieces: Pieces, groups: sparse.csr_matrix, counter: Counter, power: Series, limit_watts: float | None
+        self,
+        pieces: Pieces,
+        groups: sparse.csr_matrix,
+        counter: Counter,
+        power: Series,
+        *,
+        limit_watts: float | None,
+        gaps: Ints | None = None,
     ) -> None:
         self._pieces, self._groups = pieces, groups
         origin = int(pieces.start[0])
@@ -73,6 +81,8 @@ class Run:
         self.update_seconds = max(counter.period / NANO, _LEAST_UPDATE_SECONDS)
         self.margin_seconds = _MARGIN_UPDATES * max(self.update_seconds, self.power_seconds)
         self.seen = observations(counter, power, origin, _LEAST_UPDATE_SECONDS)
+        if gaps is not None and len(gaps):
+            self.seen = self.seen.outside((gaps - origin) / NANO)
         span = np.diff(counter.edge) / NANO
         rise = np.diff(counter.energy)
         self.level = float(rise.sum() / span.sum())
@@ -134,7 +144,9 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
     if measured is None:
         summits = fit_response(problem, prior, run.power_seconds)
     else:
-        prior = Prior(measured.response.vector(), np.linalg.inv(measured.covariance))
+        prior = Prior(
+            measured.response.vector(), np.asarray(np.linalg.inv(measured.covariance), dtype=np.float64)
+        )
         start = Fit(measured.response, measured.covariance, Noise(), problem.prior.mean, np.inf)
         summits = [climb(problem, start, prior, 8, noise_rounds=(1, 3))]
     return _aged(run, borders, summits, prior)
@@ -188,7 +200,7 @@ def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
     count = run.stretches(aged=False).weights.shape[0]
     joules, covariance = np.zeros(count), np.zeros((count, count))
     slope = np.zeros((count, len(fit.covariance)))
-    for low, high in zip(borders[:-1], borders[1:], strict=True):
+    for low, high in pairwise(borders):
         problem = run.problem(np.array([low, high]), age_share)
         means = problem.prior.mean
         for _ in range(2):
@@ -208,14 +220,6 @@ def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
         fit=fit,
         aged=age_share > 0,
     )
-
-
-def too_little(run: Run) -> str:
-    """Returns why there is no ground for a regression, or an empty text."""
-    count = len(run.problem(run.blocks()).seen.end)
-    if count < _LEAST_OBSERVATIONS:
-        return f"{count} readings are too few for a regression ({_LEAST_OBSERVATIONS} are needed)"
-    return ""
 
 
 def identity_groups(pieces: Pieces) -> sparse.csr_matrix:

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from wattq import numbers
-from wattq.estimate import Chosen
+from wattq.loading import Chosen
 from wattq.pictures import RunPicture, picture_runs
 from wattq.runner import Archive
 from wattq.sweep import OUTSIDE, UNRESOLVED

@@ -65,7 +65,7 @@ class Response:
 
 
 def _area(time: Floats, rise: float) -> Floats:
-    """Returns the integral over time of what has come out of a unit power switched on at 0, seconds squared."""
+    """Returns the integral of what has come out of a unit power switched on at 0, seconds squared."""
     after = np.maximum(time, 0.0)
     return np.asarray(after * (after / 2 - rise) - rise * rise * np.expm1(-after / rise))
 

@@ -82,6 +82,9 @@ class Account:
         known: The counter's energy over the run has a meaning.
         period_seconds: Usual time between updates, seconds.
         counter_joules: The counter over the run, taken at its ends alone: what the rows have to add up to.
+        estimator: Which one made the account.
+        reasons: Why a row has no number, by its name, where the estimator itself knows.
+        response: Where the sensor's response is from; empty where none was needed.
     """
 
     device: Device
@@ -95,6 +98,9 @@ class Account:
     known: bool = False
     period_seconds: float = 0.0
     counter_joules: float = 0.0
+    estimator: str = "overlap"
+    reasons: dict[str, str] = field(default_factory=dict)
+    response: str = ""
 
     def add(self, names: Iterable[str], shares: Shares) -> None:
         """Adds what one boot's counter gave to each row."""
@@ -140,6 +146,8 @@ def _too_wide(account: Account, name: str, tally: Tally) -> str:
     if np.hypot(tally.statistical, tally.response) <= WIDEST * tally.joules:
         return ""
     mean = tally.seconds / max(account.counts.get(name, 0), tally.stretches, 1)
+    if account.estimator == "regression":
+        return "the interval is wider than half the energy: more steps would narrow it"
     if mean >= 5 * account.period_seconds:
         return "the interval is wider than half the energy"
     verb = "are shorter than" if mean < account.period_seconds else "span few of"
@@ -160,7 +168,7 @@ def refusal(account: Account, name: str, tally: Tally) -> str:
     coverage = 1 - tally.blind_seconds / tally.seconds
     if coverage < LEAST_COVERAGE:
         return f"readings cover {coverage:.0%} of the time: see the view gaps"
-    return _too_wide(account, name, tally)
+    return account.reasons.get(name) or _too_wide(account, name, tally)
 
 
 def _row(account: Account, name: str, tally: Tally, micro: int | None, reason: str) -> dict[str, Any]:
@@ -175,7 +183,7 @@ def _row(account: Account, name: str, tally: Tally, micro: int | None, reason: s
         "phase": name,
         "duration_seconds": tally.seconds,
         "calibration_ratio": CALIBRATION_RATIO,
-        "estimator": "overlap",
+        "estimator": account.estimator,
         "source": account.device.source,
         "coverage_ratio": 1 - tally.blind_seconds / tally.seconds if tally.seconds else None,
         "max_gap_seconds": tally.max_gap_seconds if account.known and tally.seconds else None,
@@ -200,7 +208,7 @@ def _phase_row(account: Account, name: str, tally: Tally, micro: int, reason: st
     if reason:
         row = _row(account, name, tally, None, reason)
     else:
-        row = _row(account, name, tally, micro, account.note)
+        row = _row(account, name, tally, micro, "; ".join(filter(None, (account.note, account.response))))
     together = name not in account.counts
     row["count"] = tally.stretches if together else account.counts[name]
     if not reason:

@@ -12,7 +12,8 @@ import duckdb
 
 from wattq import staging
 from wattq.errors import UserError
-from wattq.estimate import Chosen, estimate
+from wattq.estimate import estimate
+from wattq.loading import Chosen
 from wattq.rows import COLUMNS
 from wattq.segments import Segment, list_files, read_header
 
@@ -79,6 +80,7 @@ class Archive:
         self.torn_sample_lines = 0
         self.segments: list[Segment] = []
         self.counters: dict[tuple[str, str, str], float] = {}
+        self.choices: dict[tuple[str, str, str], str] = {}
         self._estimated: Chosen | None = None
         self._wanted = Chosen()
         self._spill = tempfile.TemporaryDirectory(prefix="wattq-")
@@ -113,7 +115,7 @@ class Archive:
         for attempt in range(_ATTEMPTS):
             try:
                 return work()
-            except duckdb.IOException as error:
+            except (duckdb.IOException, FileNotFoundError) as error:
                 if attempt + 1 == _ATTEMPTS:
                     raise UserError(f"{self.path}: {first_line(error)}") from error
                 if self.segments:
@@ -143,7 +145,11 @@ class Archive:
             return
         self.connection.execute("delete from phase_energy")
         answer = estimate(self.connection, self.segments, chosen)
-        self.torn_sample_lines, self.counters = answer.torn_lines, answer.counters
+        self.torn_sample_lines, self.counters, self.choices = (
+            answer.torn_lines,
+            answer.counters,
+            answer.choices,
+        )
         if answer.rows:
             places = ", ".join("?" * len(COLUMNS))
             values = [[row[name] for name in COLUMNS] for row in answer.rows]

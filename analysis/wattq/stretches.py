@@ -87,7 +87,7 @@ def _kinds(row: Ints) -> Ints:
     """Numbers the kinds: a row, split by the row before it where each such pair is frequent enough."""
     before = np.append(-1, row[:-1])
     pair = row * (int(row.max()) + 2) + before + 1
-    known, number, count = np.unique(pair, return_inverse=True, return_counts=True)
+    _, number, count = np.unique(pair, return_inverse=True, return_counts=True)
     number = number.reshape(-1)
     frequent = count[number] >= _LEAST_CONTEXT
     # What is too rare for a kind of its own shares one per row; so does what is outside of all phases.
@@ -95,7 +95,11 @@ def _kinds(row: Ints) -> Ints:
 
 
 def cut_stretches(
-    pieces: Pieces, groups: sparse.csr_matrix, update_seconds: float, margin_seconds: float, ages: tuple[float, ...] = ()
+    pieces: Pieces,
+    groups: sparse.csr_matrix,
+    update_seconds: float,
+    margin_seconds: float,
+    ages: tuple[float, ...] = (),
 ) -> Stretches:
     """Cuts a run, and a margin before and after it, into stretches of one power.
 

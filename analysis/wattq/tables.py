@@ -117,12 +117,17 @@ def _device(row: dict[str, Any]) -> str:
     return name if row["source"] == "measured" else f"{name} ({row['source']})"
 
 
-def print_phases(rows: Sequence[dict[str, Any]], counters: dict[tuple[str, str, str], float]) -> None:
+def print_phases(
+    rows: Sequence[dict[str, Any]],
+    counters: dict[tuple[str, str, str], float],
+    choices: dict[tuple[str, str, str], str],
+) -> None:
     """Prints energy per phase, a table a run and node, with the sum check of each device under it.
 
     Args:
         rows: Rows of `phase_energy`, run by run.
         counters: The counter over the run by (run_id, node, device), joules.
+        choices: Which estimator made each account, and why.
     """
     out = console()
     for (run_id, node), chunk in groupby(rows, key=lambda row: (row["run_id"], row["node"])):
@@ -142,6 +147,10 @@ def print_phases(rows: Sequence[dict[str, Any]], counters: dict[tuple[str, str, 
         out.print()
         for line in sum_checks(ours, counters):
             out.print(line, highlight=False, markup=False)
+        for device in dict.fromkeys(row["device"] for row in ours):
+            why = choices.get((run_id, node, device))
+            if why:
+                out.print(f"{device}: estimator {why}", highlight=False, markup=False)
         out.print()
 
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-
 from wattq.counter import Floats, Ints
 from wattq.sweep import Phases, Pieces, cut
 
@@ -22,8 +21,6 @@ class Kind:
         name: Of the phase.
         seconds: Mean duration.
         watts: Mean power.
-        begins: Share of the step's earlier phase at which it begins; None: it follows that phase.
-        inside: It lies inside the phase before it, in its middle.
     """
 
     name: str
@@ -209,8 +206,10 @@ def _nano(seconds: Floats) -> Ints:
     return np.rint(seconds * NANO).astype(np.int64)
 
 
-def square_wave(seconds: float, high: float, low: float, rng: np.random.Generator) -> tuple[Trace, Ints, Ints]:
-    """Lets an alternating load happen: stretches of 20 to 400 ms, power jittering by 1 %.
+def square_wave(
+    seconds: float, high: float, low: float, rng: np.random.Generator
+) -> tuple[Trace, Ints, Ints]:
+    """Lets an alternating load happen: many stretches of 5 to 50 ms, some of 50 to 400; power jitters by 1 %.
 
     Returns:
         The trace, and begin and end of each high stretch, monotonic nanoseconds.
@@ -221,7 +220,7 @@ def square_wave(seconds: float, high: float, low: float, rng: np.random.Generato
     while builder.now < begin + seconds:
         for name, watts in (("high", high), ("low", low)):
             start = builder.now
-            length = 0.02 * 20 ** rng.uniform()
+            length = 0.005 * 10 ** rng.uniform() if rng.uniform() < 0.75 else 0.05 * 8 ** rng.uniform()
             builder.draw(length, watts * _jitter(rng, 0.01))
             if name == "high":
                 builder.mark(start, name)

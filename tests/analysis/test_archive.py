@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from wattq import runner
 from wattq.errors import UserError
-from wattq.estimate import Chosen
+from wattq.loading import Chosen
 from wattq.rows import COLUMNS
 from wattq.runner import Archive
 

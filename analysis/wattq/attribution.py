@@ -1,0 +1,187 @@
+"""One device over one boot of a run, by the regression: from its evidence to what each row got, or why not."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+from threadpoolctl import threadpool_limits
+
+from wattq.counter import NANO, Counter, Device, Floats, Ints
+from wattq.evidence import Series
+from wattq.fit import Fit
+from wattq.overlap import Shares
+from wattq.regression import Run, fit_run, regress
+from wattq.sweep import OUTSIDE, Phases, Pieces
+
+_LEAST_READINGS = 20
+_AROUND_NANO = 2 * NANO
+# A mean power that is known no better than to this share of what the device can draw is not known.
+_LEAST_KNOWN = 0.25
+# Phases whose begins lie this close together within the sensor's period meet its updates always alike.
+_LOCKED = 0.9
+
+
+class NotApplicableError(Exception):
+    """There is no ground for a regression; the text says why."""
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What the regression gave.
+
+    Attributes:
+        shares: What each row of the run got.
+        reasons: Why a row has no number, by its name.
+        inclusive: Energy with nested phases in it by phase name, joules.
+        fitted_from_run: The response was found from the run itself.
+    """
+
+    shares: Shares
+    reasons: dict[str, str]
+    inclusive: dict[str, float]
+    fitted_from_run: bool
+
+
+def attribute(
+    counter: Counter,
+    power: Series,
+    device: Device,
+    *,
+    cut: tuple[Phases, Pieces, tuple[Ints, Ints, Ints]],
+    gaps: Ints,
+    overlap: Shares,
+    measured: Fit | None,
+) -> Attributed:
+    """Attributes a device's energy to the rows of a run.
+
+    Args:
+        counter: The device's counter.
+        power: Its power reading; empty where it shows none.
+        device: What it is.
+        cut: The phases, the run cut into rows, and the merged whole intervals of each name.
+        gaps: Recorded gaps, one row (begin, end) each, monotonic nanoseconds.
+        overlap: What the estimator overlap says of the same.
+        measured: The response that a calibration measured; None: there is none.
+
+    Raises:
+        NotApplicableError: There is too little evidence.
+    """
+    phases, pieces, whole = cut
+    begin, end = int(pieces.start[0]), int(pieces.stop[-1])
+    margin = max(_AROUND_NANO, 5 * counter.period)
+    near, power = counter.between(begin - margin, end + margin), power.between(begin - margin, end + margin)
+    seen = int(
+        ((near.edge > begin) & (near.edge < end)).sum()
+        + ((power.moment > begin) & (power.moment < end)).sum()
+    )
+    if len(near.edge) < 3 or seen < _LEAST_READINGS:
+        raise NotApplicableError(
+            f"{seen} readings are too few for a regression ({_LEAST_READINGS} are needed)"
+        )
+    groups, names = _groups(phases, pieces, whole)
+    run = Run(pieces, groups, near, power, limit_watts=device.power_limit_watts, gaps=gaps)
+    try:
+        # The matrices are small: threads would wait for each other far longer than they work.
+        with threadpool_limits(limits=1, user_api="blas"):
+            fit, age_share = fit_run(run, measured)
+            found = regress(run, fit, age_share)
+    except np.linalg.LinAlgError as error:
+        raise NotApplicableError(
+            "the readings contradict each other: the regression has no solution"
+        ) from error
+    rows = len(pieces.rows)
+    windows = _windows(pieces)
+    total = float(counter.rise(windows[:, 0], windows[:, 1]).sum())
+    joules, moved = close(found.joules[:rows], found.statistical[:rows], total)
+    shares = replace(
+        overlap,
+        joules=joules,
+        statistical=np.maximum(found.statistical[:rows], moved),
+        response=found.response[:rows],
+    )
+    reasons = _reasons(pieces, shares, run)
+    inclusive = dict(zip(names, found.joules[rows:].tolist(), strict=True))
+    return Attributed(shares, reasons, inclusive, fitted_from_run=measured is None)
+
+
+def _windows(pieces: Pieces) -> Ints:
+    """Returns the uninterrupted windows of a run, one row (begin, end) each."""
+    apart = np.append(True, pieces.start[1:] != pieces.stop[:-1])
+    last = np.append(apart[1:], True)
+    return np.column_stack([pieces.start[apart], pieces.stop[last]])
+
+
+def _groups(
+    phases: Phases, pieces: Pieces, whole: tuple[Ints, Ints, Ints]
+) -> tuple[sparse.csr_matrix, list[str]]:
+    """Returns which pieces count in which rows: first each its own, then the whole of each phase name."""
+    size, rows = len(pieces.row), len(pieces.rows)
+    row, column = [pieces.row], [np.arange(size)]
+    names: list[str] = []
+    start, stop, name = whole
+    for number in np.unique(name).tolist():
+        mine = name == number
+        place = np.searchsorted(start[mine], pieces.start, side="right") - 1
+        inside = np.flatnonzero((place >= 0) & (pieces.stop <= stop[mine][np.maximum(place, 0)]))
+        row.append(np.full(len(inside), rows + len(names)))
+        column.append(inside)
+        names.append(phases.names[number])
+    entries = np.concatenate(row), np.concatenate(column)
+    return sparse.csr_matrix((np.ones(len(entries[0])), entries), shape=(rows + len(names), size)), names
+
+
+def close(joules: Floats, width: Floats, total: float) -> tuple[Floats, Floats]:
+    """Makes the rows add up to the counter, none of them negative.
+
+    What is left belongs to (outside), the first row, which holds the run's two ends; where it would become
+    negative, the others give, each by how little it is known.
+
+    Args:
+        joules: Energy of each row.
+        width: Half-width of each.
+        total: The counter over the run, joules.
+
+    Returns:
+        The energies, and by how much each was moved for it; the first is not counted as moved.
+    """
+    closed = joules.copy()
+    closed[0] += total - joules.sum()
+    for _ in range(len(closed)):
+        short = -float(closed[closed < 0].sum())
+        if not short:
+            break
+        closed = np.maximum(closed, 0.0)
+        weight = np.where(closed > 0, width**2 + 1e-12, 0.0)
+        closed = closed - short * weight / weight.sum()
+    closed = np.maximum(closed, 0.0)
+    moved = np.abs(closed - joules)
+    moved[0] = 0.0
+    return closed, moved
+
+
+def _reasons(pieces: Pieces, shares: Shares, run: Run) -> dict[str, str]:
+    """Returns the rows that the readings do not tell from their neighbours, and why."""
+    found = {}
+    for number, name in enumerate(pieces.rows):
+        seconds = shares.seconds[number]
+        half = float(np.hypot(shares.statistical[number], shares.response[number]))
+        if name == OUTSIDE or not seconds or half <= _LEAST_KNOWN * run.most_watts * seconds:
+            continue
+        begins = pieces.start[pieces.row == number]
+        found[name] = _locked(begins, run) or "the readings do not tell it from what runs before and after it"
+    return found
+
+
+def _locked(begins: Ints, run: Run) -> str:
+    """Returns that a phase is in lock-step with a sensor's updates, or an empty text."""
+    for period in (run.update_seconds, run.power_seconds):
+        if not period or len(begins) < 3:
+            continue
+        turn = 2 * np.pi * ((begins - begins[0]) / NANO % period) / period
+        if np.abs(np.exp(1j * turn).mean()) > _LOCKED:
+            step = float(np.median(np.diff(begins))) / NANO
+            return (
+                f"its step of {step * 1000:.4g} ms is a multiple of the sensor's {period * 1000:.4g} ms updates, "
+                "which so cut every step in the same places: a random wait of some milliseconds a step cures it"
+            )
+    return ""

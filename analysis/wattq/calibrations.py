@@ -1,0 +1,65 @@
+"""The responses that `wattd calibrate` measured, as an archive keeps them."""
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+
+from wattq.fit import Fit
+from wattq.lines import CALIBRATION
+from wattq.problem import Noise
+from wattq.response import NAMES, Response
+from wattq.segments import Segment, reader
+
+_NOTHING = {
+    "power_delay_seconds": 0.003,
+    "power_window_seconds": 0.03,
+    "power_gain": 1.0,
+    "power_offset_watts": 0.0,
+}
+"""What a device without a power reading has in the place of its parameters."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured response.
+
+    Attributes:
+        fit: The response and how well it is known.
+        when: Date of the measurement.
+    """
+
+    fit: Fit
+    when: str
+
+
+def measured_responses(
+    connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]
+) -> dict[str, Measured]:
+    """Returns the newest calibration of each device in an archive.
+
+    Args:
+        connection: DuckDB.
+        segments: The archive's segments.
+    """
+    paths = [part.path for part in segments if part.kind == "events"]
+    if not paths:
+        return {}
+    columns = ", ".join(("device", "time_unix_nano", *NAMES, "covariance"))
+    found = connection.execute(f"""
+        select {columns} from {reader(paths, CALIBRATION)}
+        where type = 'calibration' and device is not null and covariance is not null
+        order by time_unix_nano
+    """).fetchall()  # noqa: S608 fixed words and quoted paths
+    measured = {}
+    for device, unix_nano, *values, covariance in found:
+        named = dict(zip(NAMES, values, strict=True))
+        named = {name: _NOTHING.get(name) if value is None else value for name, value in named.items()}
+        matrix = np.array(covariance, dtype=np.float64)
+        if None in named.values() or matrix.shape != (len(NAMES), len(NAMES)):
+            continue
+        when = dt.datetime.fromtimestamp((unix_nano or 0) / 1e9, dt.UTC).date().isoformat()
+        measured[device] = Measured(Fit(Response(**named), matrix, Noise(), np.zeros(0), np.inf), when)
+    return measured
