@@ -43,6 +43,10 @@ fix: setup  ## mend what linters can mend
 bench: setup  ## measure the promises into bench/results.json (PART=name for one)
 	@$(BIN)/python -m bench $(PART)
 
+.PHONY: bench-accuracy
+bench-accuracy: setup  ## measure how well phases are attributed, peers beside us (QUICK=1: in minutes)
+	@$(BIN)/python -m bench.accuracy
+
 .PHONY: torture
 torture: setup  ## kill the daemon again and again and see what is lost
 	@$(BIN)/python -m bench.torture

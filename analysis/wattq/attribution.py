@@ -1,4 +1,4 @@
-"""One device over one boot of a run, by the regression: from its evidence to what each row got, or why not."""
+"""One device over one boot of a run, by the regression: what each row got, or why it has no number."""
 
 from dataclasses import dataclass, replace
 
@@ -34,12 +34,14 @@ class Attributed:
         reasons: Why a row has no number, by its name.
         inclusive: Energy with nested phases in it by phase name, joules.
         fitted_from_run: The response was found from the run itself.
+        age_share: See Problem: not 0 where power within a phase was found to change with its age.
     """
 
     shares: Shares
     reasons: dict[str, str]
     inclusive: dict[str, float]
     fitted_from_run: bool
+    age_share: float
 
 
 def attribute(
@@ -78,7 +80,7 @@ def attribute(
         raise NotApplicableError(
             f"{seen} readings are too few for a regression ({_LEAST_READINGS} are needed)"
         )
-    groups, names = _groups(phases, pieces, whole)
+    groups, names = groups_of(phases, pieces, whole)
     run = Run(pieces, groups, near, power, limit_watts=device.power_limit_watts, gaps=gaps)
     try:
         # The matrices are small: threads would wait for each other far longer than they work.
@@ -101,7 +103,7 @@ def attribute(
     )
     reasons = _reasons(pieces, shares, run)
     inclusive = dict(zip(names, found.joules[rows:].tolist(), strict=True))
-    return Attributed(shares, reasons, inclusive, fitted_from_run=measured is None)
+    return Attributed(shares, reasons, inclusive, fitted_from_run=measured is None, age_share=age_share)
 
 
 def _windows(pieces: Pieces) -> Ints:
@@ -111,7 +113,7 @@ def _windows(pieces: Pieces) -> Ints:
     return np.column_stack([pieces.start[apart], pieces.stop[last]])
 
 
-def _groups(
+def groups_of(
     phases: Phases, pieces: Pieces, whole: tuple[Ints, Ints, Ints]
 ) -> tuple[sparse.csr_matrix, list[str]]:
     """Returns which pieces count in which rows: first each its own, then the whole of each phase name."""

@@ -80,7 +80,7 @@ def _noise_at(state: State) -> Noise:
         )
         return replace(state.noise, jitter=float(np.exp(found.x)))
     corners = start + np.array([[0.0, 0.0], [0.3, 0.0], [0.0, -0.7]])
-    options = {"xatol": 0.1, "fatol": 0.3, "maxfev": 30, "initial_simplex": corners}
+    options = {"xatol": 0.05, "fatol": 0.1, "maxfev": 50, "initial_simplex": corners}
     found = optimize.minimize(objective, start, method="Nelder-Mead", options=options)
     return Noise(float(np.exp(found.x[0])), float(np.exp(found.x[1])))
 
@@ -148,7 +148,7 @@ def fit_response(problem: Problem, prior: Prior, power_seconds: float) -> list[F
         key=_surprise,
     )
     if not problem.has_power:
-        return [climb(problem, counter, prior, _ROUNDS, noise_rounds=(1, 4))]
+        return [climb(problem, counter, prior, _ROUNDS, noise_rounds=(1, 4, 7))]
     found = []
     for share in _WINDOWS:
         starts = [
@@ -161,7 +161,7 @@ def fit_response(problem: Problem, prior: Prior, power_seconds: float) -> list[F
         )
         found.append(min(tried, key=_surprise))
     found.sort(key=_surprise)
-    climbed = [climb(problem, fit, prior, _ROUNDS, noise_rounds=(0, 3)) for fit in found[:_STARTS_KEPT]]
+    climbed = [climb(problem, fit, prior, _ROUNDS, noise_rounds=(0, 3, 6)) for fit in found[:_STARTS_KEPT]]
     return sorted(climbed, key=_surprise) + found[_STARTS_KEPT:]
 
 

@@ -78,6 +78,13 @@ def _passed(time: Floats, half: Floats, rise: float) -> Floats:
     return (_area(time + half, rise) - _area(time - half, rise)) / (2 * half)
 
 
+def _rise_of_area(time: Floats, half: Floats, rise: float) -> Floats:
+    """Returns the mean of a unit power switched on at 0, as it comes out, from `half` before to after."""
+    late, early = np.maximum(time + half, 0.0), np.maximum(time - half, 0.0)
+    passed = late - early + rise * (np.expm1(-late / rise) - np.expm1(-early / rise))
+    return np.asarray(passed / (2 * half))
+
+
 class View:
     """What observations see of stretches with a response.
 
@@ -111,20 +118,23 @@ class View:
     def edge_levels(self, watts: Floats) -> tuple[Floats, Floats]:
         """Returns by how much an observation changes if its begin or its end is a second later.
 
-        That is the smeared power there, in a power reading divided by the window and times the gain.
+        That is the smeared power there, the mean over the bracket, for a power step inside it makes the
+        moment matter far more than on one of its sides; in a power reading divided by the window and times
+        the gain.
         """
         begin, end, scale = _windows(self._seen, self.response)
+        half = np.concatenate([self._seen.begin_half, self._seen.end_half])
         both = np.concatenate([begin, end])
         rise = self.response.rise_seconds
         start, stop = self._stretches.start, self._stretches.stop
-        first = np.searchsorted(stop, both - _TAIL * rise, side="right")
-        last = np.maximum(np.searchsorted(start, both, side="left"), first)
+        first = np.searchsorted(stop, both - half - _TAIL * rise, side="right")
+        last = np.maximum(np.searchsorted(start, both + half, side="left"), first)
         count = last - first
         pointer = np.append(0, np.cumsum(count))
         column = np.arange(pointer[-1]) - np.repeat(pointer[:-1] - first, count)
-        time = np.repeat(both, count)
-        weight = np.exp(-np.maximum(time - stop[column], 0) / rise)
-        weight -= np.exp(-np.maximum(time - start[column], 0) / rise)
+        time, half = np.repeat(both, count), np.repeat(half, count)
+        since, until = time - start[column], time - stop[column]
+        weight = _rise_of_area(since, half, rise) - _rise_of_area(until, half, rise)
         total = np.append(0.0, np.cumsum(weight * watts[column]))
         level = (total[pointer[1:]] - total[pointer[:-1]]) * np.concatenate([scale, scale])
         return level[: len(begin)], level[len(begin) :]

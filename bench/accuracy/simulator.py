@@ -7,10 +7,10 @@ estimator sees the readings and nothing else.
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-from bench.accuracy.workload import NANO, Trace
 from wattq.counter import Floats, Ints
 from wattq.evidence import Evidence
+
+from bench.accuracy.workload import NANO, Trace
 
 _CHUNK = 100
 
