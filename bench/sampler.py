@@ -1,4 +1,4 @@
-"""What sampling costs and how punctual it is: 8 simulated GPUs and 4 RAPL domains.
+"""What sampling costs and how punctual it is: 8 simulated GPUs and 4 RAPL domains, and 8 GPUs locked to.
 
 Beside it, in the same seconds, runs a bare loop that only keeps the same deadlines under the same
 scheduling policy: the yardstick for a shared, noisy machine. The simulated driver's own time is
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import grpc
 
-from bench.harness import Result
+from bench.harness import Result, at_least, at_most, shown
+from bench.locked import Locked, cpu_seconds, run_locked
 from tests.daemon import Daemon, lines
 from wattd.v1 import telemetry_pb2, telemetry_pb2_grpc
 
@@ -65,13 +66,18 @@ class Run:
 
 
 def measure() -> Iterator[Result]:
-    """Run 100 Hz and 1 kHz in turn, each alone and (100 Hz) while scraped and streamed."""
+    """Run plain 100 Hz and 1 kHz, 100 Hz while scraped and streamed, and locked polling, in turn."""
     alone = {hz: list[Run]() for hz in (100.0, 1000.0)}
+    locked = {period_ms: list[Locked]() for period_ms in (100.0, 20.0)}
     watched = list[Run]()
     for _ in range(_REPEATS):
         for hz, runs in alone.items():
             runs.append(_run(hz, watched=False))
         watched.append(_run(100.0, watched=True))
+        for period_ms, locks in locked.items():
+            locks.append(run_locked(period_ms))
+    for period_ms, bound in ((100.0, 0.05), (20.0, 0.09)):
+        yield from _locked(period_ms, locked[period_ms], bound, plain=alone[100.0])
     yield from _costs(100.0, alone[100.0], bound=0.025, against_bare=2.5)
     yield from _costs(1000.0, alone[1000.0], bound=0.08, against_bare=None)
     server = _median(alone[100.0], "server_share")
@@ -101,6 +107,24 @@ def _costs(hz: float, runs: list[Run], bound: float, against_bare: float | None)
         )
 
 
+def _locked(period_ms: float, runs: list[Locked], bound: float, plain: list[Run]) -> Iterator[Result]:
+    """Cost, calls and brackets of polling locked to updates; beside it the cost of plain 100 Hz."""
+    name = f"sampler_locked_{period_ms:g}ms"
+    own = statistics.median(run.sampler_share - run.driver_share for run in runs)
+    beside = statistics.median(run.sampler_share - run.driver_share for run in plain)
+    yield at_most(f"{name}_core_share", own, bound, "cores", beside)
+    driver = statistics.median(run.driver_share for run in runs)
+    yield shown(f"{name}_simulated_driver_core_share", driver, "cores")
+    calls = statistics.median(run.calls_per_second for run in runs)
+    if period_ms >= 100:
+        yield at_most(f"{name}_calls_per_gpu_and_quantity", calls, 60.0, "1/s")
+    per_update = statistics.median(run.calls_per_update for run in runs)
+    yield at_most(f"{name}_calls_per_update", per_update, 6.0, "calls")
+    located = statistics.median(run.located_ratio for run in runs)
+    yield at_least(f"{name}_located_to_1ms", located, 0.9, "ratio")
+    yield shown(f"{name}_updates_not_seen", statistics.median(run.missed_ratio for run in runs), "ratio")
+
+
 def _median(runs: list[Run], what: str) -> float:
     return statistics.median(float(getattr(run, what)) for run in runs)
 
@@ -116,14 +140,14 @@ def _run(hz: float, *, watched: bool) -> Run:
             watcher.start()
         time.sleep(2.5)  # starting up is not sampling
         sampler, server = daemon.process.pid, daemon.server_pid()
-        before = (_cpu_seconds(sampler), _cpu_seconds(server), _driver_seconds(daemon), time.monotonic())
+        before = (cpu_seconds(sampler), cpu_seconds(server), _driver_seconds(daemon), time.monotonic())
         bare = subprocess.run(
             [sys.executable, "-c", _BARE_LOOP, str(hz), str(_SECONDS)],
             check=True,
             capture_output=True,
             text=True,
         )
-        after = (_cpu_seconds(sampler), _cpu_seconds(server), _driver_seconds(daemon), time.monotonic())
+        after = (cpu_seconds(sampler), cpu_seconds(server), _driver_seconds(daemon), time.monotonic())
         stop.set()
         for watcher in watchers:
             watcher.join()
@@ -142,12 +166,6 @@ def _run(hz: float, *, watched: bool) -> Run:
         bare_late_seconds=loop["late_seconds"],
         bare_missed_ratio=loop["missed"] / (hz * _SECONDS),
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Time on a core of all threads of a process, as the scheduler counts it (nanoseconds)."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _driver_seconds(daemon: Daemon) -> float:

@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, Self
 
-from wattd.edges import FAR_NANO
+from wattd.edges import FAR_NANO, Mode
 from wattd.line import Call, Line, SensorHealth
 from wattd.sensors import FOLLOWED, Channel, ReadingError, SensorLostError
 from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Tick
@@ -44,6 +44,44 @@ class Listener:
 
     def note_reset(self, line: Line, since: int, now: int) -> None:
         """The counter could not be followed from `since` to `now`: what it counted is unknown."""
+
+
+class News:
+    """What was new, in the flat lists of `ring.encode_tick`.
+
+    Attributes:
+        energies: Number, cumulative microjoules, when it was read, when the old value was.
+        powers: Likewise, watts.
+        calls: Number, microseconds, of calls of a millisecond and more.
+    """
+
+    __slots__ = ("calls", "energies", "powers")
+
+    def __init__(self) -> None:
+        self.energies = list[int]()
+        self.powers = list[float]()
+        self.calls = list[int]()
+
+    def __bool__(self) -> bool:
+        return bool(self.energies or self.powers or self.calls)
+
+    def __iadd__(self, other: Self) -> Self:
+        self.energies += other.energies
+        self.powers += other.powers
+        self.calls += other.calls
+        return self
+
+    def as_tick(self, now: int) -> Tick:
+        """As a record of a wake at `now`."""
+        energies: list[Any] = self.energies
+        powers: list[Any] = self.powers
+        calls = self.calls
+        return Tick(
+            now,
+            [EnergyEdge(*energies[i : i + 4]) for i in range(0, len(energies), 4)],
+            [PowerEdge(*powers[i : i + 4]) for i in range(0, len(powers), 4)],
+            [(calls[i], calls[i + 1]) for i in range(0, len(calls), 2)],
+        )
 
 
 class Poller:
@@ -79,7 +117,7 @@ class Poller:
         self._hung: dict[int, Line] = {}
         self._tended_nano = 0
         self._due = deque[Line]()
-        self._energies, self._powers, self._calls = list[int](), list[float](), list[int]()
+        self._news, self._followed_news = News(), News()
         self._order = count()
         self._ticked = [line for line in lines if line.channel.device.sensor not in FOLLOWED]
         self._before = 0
@@ -127,10 +165,9 @@ class Poller:
             if now < deadline:
                 sleep((deadline - now) / NANOSECONDS_PER_SECOND)
             now = self._clock()
-            news = self.poll(now)
-            if news is None:
+            if not self.poll(now):
                 return
-            yield as_tick(now, *news)
+            yield self.take_news().as_tick(now)
 
     def follow(self, line: Line, *, wanted: bool) -> None:
         """Lock to a device's updates, or let go; nothing changes for a device that is read at the tick."""
@@ -146,16 +183,15 @@ class Poller:
         if line.deadline_nano and not line.failed_nano:
             self._plan(line, now)
 
-    def poll(self, now: int, holder: int = 0) -> tuple[list[int], list[float], list[int]] | None:
-        """Read what is due at `now`.
+    def poll(self, now: int, holder: int = 0) -> bool:
+        """Read what is due at `now`; `take_news` has what was new.
 
         Args:
             now: The present.
             holder: The number under which the calling thread holds the guard.
 
         Returns:
-            The flat lists of `ring.encode_tick`: new energies, new powers, slow calls. None if the guard was
-            lost: what was read so far is with the new holder's poll.
+            False if the guard was lost: the new holder's poll goes on.
         """
         self._gather(now + _TOGETHER_NANO)
         due = self._due
@@ -164,10 +200,43 @@ class Poller:
             self._tend(now)
         while due:
             if not self._read(due.popleft(), holder):
-                return None
-        news = self._energies, self._powers, self._calls
-        self._energies, self._powers, self._calls = [], [], []
+                return False
+        return True
+
+    @property
+    def has_news(self) -> bool:
+        """Devices that are read at the tick had something new since their news were taken."""
+        return bool(self._news)
+
+    @property
+    def has_followed_news(self) -> bool:
+        """Devices that are not read at the tick had something new since their news were taken."""
+        return bool(self._followed_news)
+
+    def take_news(self, *, followed: bool = True) -> News:
+        """What was new since the last call, and how long slow calls took.
+
+        Args:
+            followed: Also of the devices that are not read at the tick.
+        """
+        news, self._news = self._news, News()
+        if followed and self._followed_news:
+            news += self._followed_news
+            self._followed_news = News()
         return news
+
+    def shortest_update_nano(self) -> int:
+        """The shortest period in which a quantity of a followed device changes; 0 where nobody knows."""
+        return min(
+            (
+                follower.period_nano
+                for line in self.lines
+                if line.is_followed and line.followers is not None
+                for follower in line.followers
+                if follower.mode is not Mode.REST
+            ),
+            default=0,
+        )
 
     def _gather(self, until: int) -> None:
         """Take what is due from the schedule; the tick's next deadline is the next that has not passed."""
@@ -269,15 +338,16 @@ class Poller:
             line.is_lost = False
             tracker.suspect_restart()
         last_nano, resets = tracker.read_nano, tracker.resets
-        tracker.take(reading, before, after, self._energies, self._powers)
+        followers = line.followers
+        news = self._news if followers is None else self._followed_news
+        tracker.take(reading, before, after, news.energies, news.powers)
         took = after - before
         health.nanoseconds += took
         health.counts[bisect_left(READ_SECONDS_BUCKETS, took / NANOSECONDS_PER_SECOND)] += 1
         if took >= _SLOW_CALL_NANO:
-            self._calls += (tracker.number, took // 1000)
+            news.calls += (tracker.number, took // 1000)
         if tracker.resets != resets:
             self._listener.note_reset(line, last_nano, after)
-        followers = line.followers
         if followers is not None:
             if line.is_followed:
                 followers[0].see(reading.energy_microjoules, before, after)
@@ -301,22 +371,14 @@ class Poller:
     def _plan(self, line: Line, before: int) -> None:
         """When a device is read next: on the common grid, or when its followers want it."""
         if not line.is_followed or line.followers is None:
-            self._put(line, ((before + _TOGETHER_NANO) // IDLE_NANO + 1) * IDLE_NANO)
+            now = max(before, self._before) + _TOGETHER_NANO
+            self._put(line, (now // IDLE_NANO + 1) * IDLE_NANO)
             return
         energy, power = line.followers
         longest = before + IDLE_NANO + max(energy.period_nano, power.period_nano)
-        self._put(line, min(energy.next_nano, power.next_nano, longest))
+        # A call that came late has its wishes in the past.
+        self._put(line, max(self._before, min(energy.next_nano, power.next_nano, longest)))
 
     def _put(self, line: Line, deadline: int) -> None:
         line.deadline_nano = deadline
         heappush(self._heap, (deadline, next(self._order), line))
-
-
-def as_tick(now: int, energies: Sequence[Any], powers: Sequence[Any], calls: Sequence[Any]) -> Tick:
-    """The flat lists of a poll as a record."""
-    return Tick(
-        now,
-        [EnergyEdge(*energies[i : i + 4]) for i in range(0, len(energies), 4)],
-        [PowerEdge(*powers[i : i + 4]) for i in range(0, len(powers), 4)],
-        [(calls[i], calls[i + 1]) for i in range(0, len(calls), 2)],
-    )

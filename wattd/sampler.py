@@ -25,6 +25,7 @@ from wattd.watchdog import Post, Watchdog
 RING_SECONDS = 60
 _DEVICES_EVERY_SECONDS = 10
 _LATE_GAP_NANO = NANOSECONDS_PER_SECOND
+_BATCH_NANO = 50_000_000
 _CONTROL_DEVICES = 256
 
 
@@ -102,11 +103,13 @@ class Sampler(Listener):
         self._sensors = sensors
         self._ring = ring
         self._clock = clock
-        self.poller = Poller(sensors.lines, round(NANOSECONDS_PER_SECOND / config.hz), clock, self)
+        self._batch_nano = 0
+        self._tick_nano = round(NANOSECONDS_PER_SECOND / config.hz)
+        self.poller = Poller(sensors.lines, self._tick_nano, clock, self)
         self._wanted = bytes(len(sensors.lines))
         self._outbox: deque[bytes] = deque()
         self._late_nano: list[int] = []
-        self._second_nano = 0
+        self._second_nano = self._news_nano = 0
         self._last_nano = 0
         self._missed_before = self._ticks_before = 0
         self._stop = threading.Event()
@@ -141,6 +144,7 @@ class Sampler(Listener):
         self._watcher.join(timeout=5)
         self._watchdog.join(5)
         self._flush_outbox()
+        self._write_news(self._clock(), must=True)
         self._write_second(self._clock())
 
     def _watch(self) -> None:
@@ -175,19 +179,37 @@ class Sampler(Listener):
         if wanted != self._wanted:
             self._follow(wanted)
         late = now - self.poller.next_nano
-        news = self.poller.poll(now, holder)
-        if news is None:
+        if not self.poller.poll(now, holder):
             return False
         if late >= 0:
             self._note_time(now, late)
         if self._outbox:
             self._flush_outbox()
-        if any(news):
-            self._ring.write(encode_tick(now, *news))
-        if now >= self._second_nano:
+        is_second = now >= self._second_nano
+        self._write_news(now, must=is_second)
+        if is_second:
+            self._batch_nano = self._longest_batch()
             self._write_second(self._clock())
             self._second_nano = now + NANOSECONDS_PER_SECOND
         return True
+
+    def _write_news(self, now: int, *, must: bool) -> None:
+        """Write what is new; edges of followed devices together, for many small lines take much room."""
+        is_due = must
+        if self.poller.has_followed_news:
+            self._news_nano = self._news_nano or now
+            # With a tick's record if there is one: the next tick may be too late.
+            age = now - self._news_nano + (self._tick_nano if self.poller.has_news else 0)
+            is_due = is_due or age >= self._batch_nano
+        if is_due:
+            self._news_nano = 0
+        news = self.poller.take_news(followed=is_due)
+        if news:
+            self._ring.write(encode_tick(now, news.energies, news.powers, news.calls))
+
+    def _longest_batch(self) -> int:
+        """So long edges may wait for others: no quantity is to change twice meanwhile."""
+        return min(_BATCH_NANO, self.poller.shortest_update_nano() * 3 // 4)
 
     def _follow(self, wanted: bytes) -> None:
         """Lock to the devices on which a run has begun, let go of those where all have ended."""
@@ -195,6 +217,7 @@ class Sampler(Listener):
             if old != new:
                 self.poller.follow(line, wanted=bool(new))
         self._wanted = wanted
+        self._batch_nano = self._longest_batch()
 
     def _note_time(self, now: int, late_nano: int) -> None:
         """Count the wake; a sampler that was away for a second or more says so."""

@@ -17,6 +17,10 @@ _SAME_EDGE_US = 100
 """Earlier sides of edges that lie this close are written as one, microseconds."""
 
 
+_LOCATED_US = 5_000
+"""The sides of wider brackets than this need not be exact: they are rounded to `_SAME_EDGE_US`, outwards."""
+
+
 def body(line: dict[str, Any]) -> bytes:
     """Encode a line that has its `type` first."""
     return orjson.dumps(line)[1:]
@@ -69,12 +73,22 @@ def _add_times(
 ) -> None:
     """Add `read_us` and `old_us` where they say something; rounding only ever widens the bracket."""
     if max(reads) - nano > _TOGETHER_US * 1000 or nano - min(reads) > _TOGETHER_US * 1000:
-        line[prefix + "read_us"] = [-((nano - read) // 1000) for read in reads]
+        line[prefix + "read_us"] = [
+            0 if abs(read - nano) <= _TOGETHER_US * 1000 else -((nano - read) // 1000) for read in reads
+        ]
     earliest = min(olds)
     if earliest and max(olds) - earliest <= _SAME_EDGE_US * 1000:
         line[prefix + "old_us"] = [(earliest - nano) // 1000]
     elif any(olds):
-        line[prefix + "old_us"] = [(old - nano) // 1000 if old else None for old in olds]
+        line[prefix + "old_us"] = [_old_us(old, read, nano) for old, read in zip(olds, reads, strict=True)]
+
+
+def _old_us(old: int, read: int, nano: int) -> int | None:
+    """The earlier side of an edge: exact where the edge was located, coarse where it was not."""
+    if not old:
+        return None
+    step_us = _SAME_EDGE_US if read - old > _LOCATED_US * 1000 else 1
+    return (old - nano) // (step_us * 1000) * step_us
 
 
 def second_body(second: dict[str, Any], offsets: Mapping[int, int]) -> bytes:
