@@ -181,9 +181,9 @@ def _locked(begins: Ints, run: Run) -> str:
             continue
         turn = 2 * np.pi * ((begins - begins[0]) / NANO % period) / period
         if np.abs(np.exp(1j * turn).mean()) > _LOCKED:
-            step = float(np.median(np.diff(begins))) / NANO
+            step = f"{1000 * float(np.median(np.diff(begins))) / NANO:.4g} ms"
             return (
-                f"its step of {step * 1000:.4g} ms is a multiple of the sensor's {period * 1000:.4g} ms updates, "
-                "which so cut every step in the same places: a random wait of some milliseconds a step cures it"
+                f"its step of {step} is a multiple of the sensor's {1000 * period:.4g} ms updates, which so cut "
+                "every step in the same places: a random wait of some milliseconds a step cures it"
             )
     return ""

@@ -123,7 +123,7 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
 def _gather(
     connection: duckdb.DuckDBPyConnection, segments: list[Segment], chosen: Chosen
 ) -> tuple[dict[tuple[str, str, str], _Books], int]:
-    """Returns the parts of each (run_id, node, device), shared out by overlap, and the lines that are torn."""
+    """Returns the parts of each (run_id, node, device), shared out by overlap, and how many lines are torn."""
     books: dict[tuple[str, str, str], _Books] = {}
     torn = 0
     for (node, boot_id), runs in boots(connection, chosen):

@@ -1,0 +1,1 @@
+"""How well phases are attributed: in virtual time against the limit, in real time against peers."""

@@ -1,4 +1,4 @@
-"""`make bench-accuracy`: how well phases are attributed, against the limit of what can be known and against peers.
+"""`make bench-accuracy`: how well phases are attributed, against what can be known and against peers.
 
 Environment:
   QUICK=1    few trials of some cells, and one repeat in real time (for CI)
@@ -37,7 +37,7 @@ def _source_sha256() -> str:
     return digest.hexdigest()
 
 
-def _run_seed(quick: bool) -> int:
+def _run_seed(*, quick: bool) -> int:
     """Returns the seed of this run: new for each, kept while the run goes on."""
     path = _BUILD / ("quick.run" if quick else "full.run")
     source = _source_sha256()
@@ -59,10 +59,10 @@ def _trials(work: tuple[Any, int, int]) -> list[Any]:
     return [try_once(cell, first + number) for number in range(count)]
 
 
-def _virtual(quick: bool) -> Iterator[dict[str, Any]]:
+def _virtual(*, quick: bool) -> Iterator[dict[str, Any]]:
     from bench.accuracy.virtual import cells, summarise  # noqa: PLC0415 - after the number of threads is set
 
-    seed = _run_seed(quick)
+    seed = _run_seed(quick=quick)
     kept = _BUILD / ("quick" if quick else "full")
     kept.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -84,10 +84,10 @@ def _virtual(quick: bool) -> Iterator[dict[str, Any]]:
             yield found
 
 
-def _real(quick: bool) -> Iterator[dict[str, Any]]:
+def _real(*, quick: bool) -> Iterator[dict[str, Any]]:
     from bench.accuracy.realtime import measure  # noqa: PLC0415 - builds a library and starts a daemon
 
-    yield from measure(quick)
+    yield from measure(quick=quick)
 
 
 def main() -> int:
@@ -105,7 +105,7 @@ def main() -> int:
     found = []
     for name, cells in (("virtual", _virtual), ("real", _real)):
         if part in {"", name}:
-            for cell in cells(quick):
+            for cell in cells(quick=quick):
                 print(tables.line(cell), flush=True)
                 found.append(cell)
     results = _BUILD / "quick.json" if quick else RESULTS

@@ -31,13 +31,14 @@ def write(cells: Sequence[dict[str, Any]], path: Path) -> None:
     group = _ROW * len(tools) + 14
     height = _TOP + group * len(REFERENCE) + 30
     trials = max(cell["trials"] for cell in real)
+    steps = real[0]["steps"]
+    title = f"Error of a phase's energy: {trials} runs of {steps} steps, simulated NVML, {period} ms counter"
+    box = f'viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif" font-size="12" role="img"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        'font-family="system-ui, sans-serif" font-size="12" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box}>',
         "<title>Error of the energy of each phase, by tool</title>",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="16" y="22" font-size="15" font-weight="600">Error of a phase\'s energy (rms of {trials} runs of '
-        f"{real[0]['steps']} steps, simulated NVML, {period} ms counter)</text>",
+        f'<text x="16" y="22" font-size="15" font-weight="600">{title}</text>',
     ]
     parts += _legend(tools)
     parts += _grid(height)
@@ -49,9 +50,9 @@ def write(cells: Sequence[dict[str, Any]], path: Path) -> None:
             if ratio is None:
                 continue
             y, end = top + place * _ROW, _x(ratio)
-            colour = _COLOURS[place % len(_COLOURS)]
+            box = f'x="{_LEFT}" y="{y}" width="{max(end - _LEFT, 1):.1f}" height="{_BAR}"'
             parts.append(
-                f'<rect x="{_LEFT}" y="{y}" width="{max(end - _LEFT, 1):.1f}" height="{_BAR}" fill="{colour}"/>'
+                f'<rect {box} fill="{_COLOURS[place % len(_COLOURS)]}"/>'
                 f'<text x="{end + 5:.1f}" y="{y + 9}" font-size="10">{percent(ratio)}</text>'
             )
     path.write_text("\n".join([*parts, "</svg>"]) + "\n")
@@ -73,8 +74,7 @@ def _grid(height: int) -> list[str]:
     for power in range(-4, 2):
         x = _x(10.0**power)
         parts.append(f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{height - 24}" stroke="#dddddd"/>')
-        label = f"{10.0**power:.0%}" if power >= -2 else f"{10.0**power:.2g}"
-        label = {"0.01": "0.01%"}.get(label, label if label.endswith("%") else label + "%")
+        label = f"{100 * 10.0**power:g}%"
         parts.append(
             f'<text x="{x:.1f}" y="{height - 10}" text-anchor="middle" fill="#555555">{label}</text>'
         )

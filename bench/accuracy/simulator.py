@@ -152,7 +152,7 @@ class _Board:
         age = time - trace.start[place]
         watts = trace.watts[place]
         level = watts + (self._level[place] - watts) * np.exp(-age / self._rise)
-        return trace.energy(time) - self._rise * (level - self._level[0])
+        return np.asarray(trace.energy(time) - self._rise * (level - self._level[0]))
 
 
 def observe(sensor: Sensor, drawn: Drawn, trace: Trace, rng: np.random.Generator) -> Evidence:

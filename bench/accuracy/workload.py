@@ -90,7 +90,7 @@ class Trace:
     def energy(self, time: Floats) -> Floats:
         """Returns the energy drawn up to each moment, joules."""
         total = np.append(0.0, np.cumsum(self.watts * np.diff(self.start)))
-        return np.interp(time, self.start, total)
+        return np.asarray(np.interp(time, self.start, total), dtype=np.float64)
 
 
 class _Builder:
@@ -180,7 +180,7 @@ def _trace(
     pieces = cut(phases, [(int(_nano(np.array([begin]))[0]), int(_nano(np.array([end]))[0]))])
     trace = Trace(start, watts, phases, pieces, np.zeros(0))
     joules = trace.energy(pieces.stop / NANO) - trace.energy(pieces.start / NANO)
-    truth = np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows))
+    truth = np.bincount(pieces.row, weights=joules, minlength=len(pieces.rows)).astype(np.float64)
     return replace(trace, truth=truth)
 
 
