@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.wattd import updating
+from tests.wattd.updating import grid
 from wattd.config import Config, SimulatedConfig, load
+from wattd.control import Control
 from wattd.ring import Ring
 from wattd.sampler import Sampler, Sensors, make_control, ring_bytes
 from wattd.sensors import SENSORS, ReadingError, SensorUnavailableError
@@ -186,6 +189,108 @@ def test_absence_of_the_sampler_itself_is_a_gap(bench: Bench) -> None:
     (gap,) = of_type(records, "gap")
     assert (gap["begin_monotonic_nano"], gap["end_monotonic_nano"]) == (before, bench.clock.now)
     assert gap["reason"] == "late"
+
+
+class Gpus:
+    """Two GPUs in virtual time."""
+
+    def __init__(self, clock: updating.Clock) -> None:
+        self.channels = [
+            updating.UpdatingChannel(clock, grid(n, 100, 0.3), grid(n + 2, 100, 0.3), number=n, average=280.0)
+            for n in range(2)
+        ]
+
+    def open(self) -> Sequence[updating.UpdatingChannel]:
+        return self.channels
+
+    def reopen(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Node:
+    """The sampler of two GPUs and what it wrote."""
+
+    def __init__(
+        self, sampler: Sampler, gpus: Gpus, control: Control, ring: Ring, clock: updating.Clock
+    ) -> None:
+        self.sampler, self.gpus, self.control, self.clock = sampler, gpus, control, clock
+        self.reader = ring.reader()
+
+    def run(self, seconds: float) -> list[Any]:
+        end = self.clock.now + round(seconds * SECOND)
+        while self.sampler.poller.next_nano < end:
+            wait = self.sampler.poller.next_nano - self.clock.now
+            self.clock.sleep(max(0, wait) / SECOND)
+            self.sampler.tick(self.clock.now)
+        return self.reader.read()
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    """A sampler over two GPUs, driven by its own schedule."""
+    clock = updating.Clock()
+    gpus, control, ring = Gpus(clock), make_control(), Ring.create(1 << 22)
+    monkeypatch.setattr("wattd.sampler.SENSORS", {"nvml": lambda *_: gpus})
+    config = load(None, {"sensors": ["nvml"]})
+    with Sensors(config, control) as sensors:
+        yield Node(Sampler(config, sensors, ring, clock), gpus, control, ring, clock)
+    ring.close()
+
+
+def test_a_device_is_followed_while_a_run_is_open_on_it(node: Node) -> None:
+    """The server's word is enough: one device is locked to, and the record of each second says so."""
+    (*_, before) = of_type(node.run(3), "second")
+    assert "followed_device" not in before
+    node.control.want({1})
+    (*_, during) = of_type(node.run(4), "second")
+    assert during["followed_device"] == [1]
+    assert during["energy_polling"] == during["power_polling"] == ["locked"]
+    assert during["energy_update_us"] == pytest.approx([100_000], rel=0.01)
+    assert during["power_update_us"] == pytest.approx([100_000], rel=0.01)
+    edges = [edge for tick in ticks(node.run(5)) for edge in tick.energies]
+    assert {
+        number: sum(edge.read_nano - edge.old_nano < MILLISECOND for edge in edges if edge.number == number)
+        > 45
+        for number in (0, 1)
+    } == {0: False, 1: True}
+    node.control.want(())
+    (*_, after) = of_type(node.run(3), "second")
+    assert "followed_device" not in after
+
+
+def test_edges_are_gathered_and_none_stands_twice_in_a_record(node: Node) -> None:
+    """Located edges share records, which are in order, and go with the next wake after 50 ms."""
+    node.control.want({0, 1})
+    node.run(4)
+    records = ticks(node.run(10))
+    assert len(records) < 300, "400 edges"
+    assert sum(len(tick.energies) for tick in records) == pytest.approx(200, abs=3)
+    for tick in records:
+        numbers = [edge.number for edge in tick.energies]
+        assert len(numbers) == len(set(numbers))
+        reads = [edge.read_nano for edge in tick.energies] + [edge.read_nano for edge in tick.powers]
+        assert (
+            tick.monotonic_nano - 110 * MILLISECOND
+            < min(reads)
+            <= max(reads)
+            < tick.monotonic_nano + MILLISECOND
+        )
+    times = [tick.monotonic_nano for tick in records]
+    assert times == sorted(times)
+
+
+def test_a_second_has_the_powers_of_devices_that_answer(node: Node) -> None:
+    """Average power stands beside the instant one; a device that fails has no power, though a counter."""
+    (*_, second) = of_type(node.run(3), "second")
+    assert second["power_device"] == second["average_power_device"] == [0, 1]
+    assert second["average_power_watts"] == [280.0, 280.0]
+    node.gpus.channels[0].fault = "GPU is lost"
+    (*_, second) = of_type(node.run(3), "second")
+    assert second["power_device"] == second["average_power_device"] == [1]
+    assert second["device"] == [0, 1]
 
 
 def test_sensor_that_was_asked_for_must_be_there(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,9 @@ class UpdatingChannel:
         number: int = 0,
         watts: Callable[[int], float | None] = lambda update: 300.0 + update % 97,
         sensor: str = "nvml",
+        average: float | None = None,
     ) -> None:
+        self._average = average
         self.device = Device(
             device=f"GPU-{number}",
             index=number,
@@ -127,7 +129,7 @@ class UpdatingChannel:
         if self.fault is not None:
             raise ReadingError(self.fault)
         energy = self.energy.at(middle)
-        return Reading(None if energy is None else int(energy), self.power.at(middle))
+        return Reading(None if energy is None else int(energy), self.power.at(middle), self._average)
 
     def state(self) -> dict[str, Any]:
         return {}
