@@ -133,8 +133,8 @@ class Follower:
         """
         self._call_nano += (after - before - self._call_nano) >> 3
         if value is None:
-            if self.next_nano <= after:
-                self.next_nano = before + self._step_nano
+            if self.next_nano < before + self._step_nano // 2:
+                self._wait(before)
             return
         lower, self._seen_nano = self._seen_nano, before
         if value == self._value or not lower:

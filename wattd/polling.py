@@ -1,4 +1,4 @@
-"""When each device is read: one schedule of absolute deadlines for all of them, and the reading itself.
+"""Reading each device when it is due, in one thread at a time.
 
 Devices of most sensors are read together at the tick. One whose updates are slow and can be learned (a
 GPU) is read ten times a second; while somebody wants its edges it is locked to its updates (edges.py).
@@ -9,21 +9,17 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
-from itertools import count
-from typing import Any, Self
 
-from wattd.edges import FAR_NANO, Mode
+from wattd.edges import Mode
 from wattd.line import Call, Line, SensorHealth
+from wattd.news import News
+from wattd.schedule import TOGETHER_NANO, Schedule
 from wattd.sensors import FOLLOWED, Channel, ReadingError, SensorLostError
-from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, EnergyEdge, PowerEdge, Tick
+from wattd.values import NANOSECONDS_PER_SECOND, READ_SECONDS_BUCKETS, Tick
 from wattd.watchdog import Guard
 
 IDLE_NANO = 100_000_000
 """A device that is not followed is read so often."""
-
-_TOGETHER_NANO = 150_000
-"""What is due this soon is read with what is due: a wake costs more than a reading."""
 
 _SLOW_CALL_NANO = 1_000_000
 _PATIENCE_NANO = NANOSECONDS_PER_SECOND
@@ -46,50 +42,11 @@ class Listener:
         """The counter could not be followed from `since` to `now`: what it counted is unknown."""
 
 
-class News:
-    """What was new, in the flat lists of `ring.encode_tick`.
-
-    Attributes:
-        energies: Number, cumulative microjoules, when it was read, when the old value was.
-        powers: Likewise, watts.
-        calls: Number, microseconds, of calls of a millisecond and more.
-    """
-
-    __slots__ = ("calls", "energies", "powers")
-
-    def __init__(self) -> None:
-        self.energies = list[int]()
-        self.powers = list[float]()
-        self.calls = list[int]()
-
-    def __bool__(self) -> bool:
-        return bool(self.energies or self.powers or self.calls)
-
-    def __iadd__(self, other: Self) -> Self:
-        self.energies += other.energies
-        self.powers += other.powers
-        self.calls += other.calls
-        return self
-
-    def as_tick(self, now: int) -> Tick:
-        """As a record of a wake at `now`."""
-        energies: list[Any] = self.energies
-        powers: list[Any] = self.powers
-        calls = self.calls
-        return Tick(
-            now,
-            [EnergyEdge(*energies[i : i + 4]) for i in range(0, len(energies), 4)],
-            [PowerEdge(*powers[i : i + 4]) for i in range(0, len(powers), 4)],
-            [(calls[i], calls[i + 1]) for i in range(0, len(calls), 2)],
-        )
-
-
 class Poller:
     """Reads devices when they are due; see the module's text.
 
     Attributes:
         lines: The devices, by their numbers.
-        missed_ticks: Ticks that passed while nobody polled.
         guard: Where the devices are called; a thread that loses it must stop polling.
     """
 
@@ -109,7 +66,6 @@ class Poller:
             listener: Who is told of failures, recoveries and resets.
         """
         self.lines = lines
-        self.missed_ticks = 0
         self._tick_nano = tick_nano
         self._clock = clock
         self._listener = listener or Listener()
@@ -118,22 +74,20 @@ class Poller:
         self._tended_nano = 0
         self._due = deque[Line]()
         self._news, self._followed_news = News(), News()
-        self._order = count()
-        self._ticked = [line for line in lines if line.channel.device.sensor not in FOLLOWED]
         self._before = 0
-        self._heap: list[tuple[int, int, Line | None]] = []
         for line in lines:
             if line.channel.device.sensor in FOLLOWED:
                 line.make_followers(tick_nano)
+        self._schedule = Schedule([line for line in lines if line.followers is None], tick_nano)
         self.begin()
 
     def begin(self) -> None:
         """Plan the first readings, a tick from now; nothing was missed before."""
-        deadline = self._clock() + self._tick_nano
-        self._heap = [(deadline, next(self._order), None)] if self._ticked else []
+        now = self._clock()
+        self._schedule.begin(now)
         for line in self.lines:
             if line.followers is not None:
-                self._put(line, deadline)
+                self._schedule.put(line, now + self._tick_nano)
 
     @classmethod
     def of(
@@ -150,13 +104,12 @@ class Poller:
     @property
     def next_nano(self) -> int:
         """When the next device is due; FAR_NANO if none is."""
-        heap = self._heap
-        while heap:
-            deadline, _, line = heap[0]
-            if line is None or line.deadline_nano == deadline:
-                return deadline
-            heappop(heap)  # it was planned anew
-        return FAR_NANO
+        return self._schedule.next_nano
+
+    @property
+    def missed_ticks(self) -> int:
+        """Ticks that passed while nobody polled."""
+        return self._schedule.missed_ticks
 
     def ticks(self, until_nano: int, sleep: Callable[[float], None] = time.sleep) -> Iterator[Tick]:
         """Wait and read until a moment; what was new at each wake, empty ticks included."""
@@ -175,11 +128,13 @@ class Poller:
         if line.followers is None:
             return
         now = self._clock()
-        for follower in line.followers:
-            if wanted:
-                follower.start(now)
-            else:
-                follower.stop()
+        energy, power = line.followers
+        energy.stop()
+        power.stop()
+        if wanted:
+            power.start(now)
+            if line.channel.device.counter_range_microjoules is not None:
+                energy.start(now)
         if line.deadline_nano and not line.failed_nano:
             self._plan(line, now)
 
@@ -193,8 +148,8 @@ class Poller:
         Returns:
             False if the guard was lost: the new holder's poll goes on.
         """
-        self._gather(now + _TOGETHER_NANO)
         due = self._due
+        self._schedule.take_due(now, due)
         self._before = now
         if self.guard.late or self._hung:
             self._tend(now)
@@ -233,24 +188,10 @@ class Poller:
                 for line in self.lines
                 if line.is_followed and line.followers is not None
                 for follower in line.followers
-                if follower.mode is not Mode.REST
+                if follower.mode not in {Mode.OFF, Mode.REST}
             ),
             default=0,
         )
-
-    def _gather(self, until: int) -> None:
-        """Take what is due from the schedule; the tick's next deadline is the next that has not passed."""
-        heap, due, order = self._heap, self._due, self._order
-        while heap and heap[0][0] <= until:
-            deadline, _, line = heappop(heap)
-            if line is None:
-                missed = max(0, until - _TOGETHER_NANO - deadline) // self._tick_nano
-                self.missed_ticks += missed
-                heappush(heap, (deadline + (missed + 1) * self._tick_nano, next(order), None))
-                due.extend(self._ticked)
-            elif line.deadline_nano == deadline:
-                line.deadline_nano = 0
-                due.append(line)
 
     def _read(self, line: Line, holder: int) -> bool:
         """Read a device and take what it shows; False if the guard was lost over it."""
@@ -366,19 +307,15 @@ class Poller:
         line.retry_nano = now + pause - self._tick_nano // 2  # ticks come a little early and late
         self._listener.note_failed(line, now, reason)
         if line.followers is not None:
-            self._put(line, now + pause)
+            self._schedule.put(line, max(now, self._before) + pause)
 
     def _plan(self, line: Line, before: int) -> None:
         """When a device is read next: on the common grid, or when its followers want it."""
-        if not line.is_followed or line.followers is None:
-            now = max(before, self._before) + _TOGETHER_NANO
-            self._put(line, (now // IDLE_NANO + 1) * IDLE_NANO)
-            return
-        energy, power = line.followers
-        longest = before + IDLE_NANO + max(energy.period_nano, power.period_nano)
-        # A call that came late has its wishes in the past.
-        self._put(line, max(self._before, min(energy.next_nano, power.next_nano, longest)))
-
-    def _put(self, line: Line, deadline: int) -> None:
-        line.deadline_nano = deadline
-        heappush(self._heap, (deadline, next(self._order), line))
+        now = max(before, self._before)  # a call that came late has its wishes in the past
+        if line.is_followed and line.followers is not None:
+            energy, power = line.followers
+            longest = before + IDLE_NANO + max(energy.period_nano, power.period_nano)
+            deadline = min(energy.next_nano, power.next_nano, longest)
+        else:
+            deadline = ((now + TOGETHER_NANO) // IDLE_NANO + 1) * IDLE_NANO
+        self._schedule.put(line, max(now, deadline))

@@ -193,6 +193,34 @@ def test_blips_do_not_lose_the_lock() -> None:
     assert share(world.powers, 2.0) >= 0.97
 
 
+def test_what_is_shown_no_more_is_not_asked_for_without_end() -> None:
+    """The power reading goes away for good, the counter stays: no more calls than the counter takes."""
+    shown = {"power": True}
+    world = World(
+        grid(22, 100, 0.3),
+        grid(23, 100, 0.3),
+        watts=lambda update: 300.0 + update % 97 if shown["power"] else None,
+    )
+    world.follow(3)
+    shown["power"] = False
+    world.run(3)
+    assert world.modes() == (Mode.LOCKED, Mode.REST)
+    world.forget()
+    world.run(10)
+    assert world.calls_per_second() <= 60
+
+
+def test_a_device_without_a_counter_is_followed_by_its_power() -> None:
+    """Its energy is the integral of its power: there is no other edge to look for."""
+    world = World(grid(24, 100, 0.3), grid(25, 100, 0.3), counts=False)
+    world.follow(3)
+    assert world.modes() == (Mode.OFF, Mode.LOCKED)
+    world.forget()
+    world.run(10)
+    assert world.calls_per_second() <= 60
+    assert share(world.powers, 1.0) >= 0.95
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 10**6),

@@ -105,6 +105,7 @@ class UpdatingChannel:
         watts: Callable[[int], float | None] = lambda update: 300.0 + update % 97,
         sensor: str = "nvml",
         average: float | None = None,
+        counts: bool = True,
     ) -> None:
         self._average = average
         self.device = Device(
@@ -113,7 +114,7 @@ class UpdatingChannel:
             domain=Domain.GPU,
             source=Source.MEASURED,
             sensor=sensor,
-            counter_range_microjoules=0,
+            counter_range_microjoules=0 if counts else None,
         )
         self._clock = clock
         self._call_nano = call_nano
@@ -128,7 +129,7 @@ class UpdatingChannel:
         self._clock.now += self._call_nano
         if self.fault is not None:
             raise ReadingError(self.fault)
-        energy = self.energy.at(middle)
+        energy = None if self.device.counter_range_microjoules is None else self.energy.at(middle)
         return Reading(None if energy is None else int(energy), self.power.at(middle), self._average)
 
     def state(self) -> dict[str, Any]:
