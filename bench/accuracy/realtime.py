@@ -160,7 +160,8 @@ def _shown(cell: dict[str, Any]) -> str:
         return "no number"
     value = f"{cell['errors'][0]:+.2%}" if cell["trials"] == 1 else f"{cell['rms_ratio']:.2%}"
     refused = f" ({cell['refused']} refused)" if cell["refused"] else ""
-    missed = " outside" if not all(cell["covered"]) else ""
+    covered = cell["covered"]
+    missed = "" if all(covered) else f" ({sum(covered)} of {len(covered)} covered)"
     return value + refused + missed + (" NO" if cell["ok"] is False else "")
 
 

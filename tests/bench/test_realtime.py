@@ -99,7 +99,7 @@ def test_table_says_what_is_wrong() -> None:
             {**shared, **cells(outcome(None)), "phase": "data_load"},
         ]
     )
-    assert "+2.00% outside NO" in text
+    assert "+2.00% (0 of 1 covered) NO" in text
     assert "no number" in text
 
 
