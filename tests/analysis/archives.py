@@ -30,6 +30,10 @@ class SimulatedDevice:
         steps: (from when, watts), monotonic nanoseconds, in order.
         update_nano: Period of its counter.
         offset_nano: When the counter's updates begin.
+        power_update_nano: Period of its power reading; None: it shows none.
+        power_window_nano: A power reading is the mean over so long before its update.
+        power_offset_nano: When the power reading's updates begin.
+        jitter_nano: By how much each update may be early or late.
     """
 
     device: str
@@ -41,6 +45,10 @@ class SimulatedDevice:
     source: str = "measured"
     sensor: str = "nvml"
     uncertainty_ratio: float | None = None
+    power_update_nano: int | None = None
+    power_window_nano: int = 25 * MILLI
+    power_offset_nano: int = 7 * MILLI
+    jitter_nano: int = 0
 
     def energy(self, time: "np.ndarray | int") -> np.ndarray:
         """Returns the true energy since the first step, joules."""
@@ -49,6 +57,29 @@ class SimulatedDevice:
         total = np.concatenate([[0.0], np.cumsum(watts[:-1] * np.diff(edges) / NANO)])
         place = np.clip(np.searchsorted(edges, time, side="right") - 1, 0, None)
         return total[place] + watts[place] * (time - edges[place]) / NANO
+
+    def shown(self, now: int, *, power: bool = False) -> int:
+        """Returns when what the counter, or the power reading, shows now became true."""
+        period, offset = self.update_nano, self.offset_nano
+        if power:
+            assert self.power_update_nano is not None
+            period, offset = self.power_update_nano, self.power_offset_nano
+        update = (now - offset) // period
+        moment = self._update(update + 1, period, offset)
+        while moment > now:
+            update -= 1
+            moment = self._update(update + 1, period, offset)
+        return moment
+
+    def _update(self, number: int, period: int, offset: int) -> int:
+        # Any number that looks random and is the same each time that it is asked for.
+        turn = number * 2_654_435_761 % (1 << 32) / (1 << 31) - 1
+        return number * period + offset + round(self.jitter_nano * turn)
+
+    def watts(self, moment: int) -> float:
+        """Returns the mean power over the window before a moment."""
+        before = np.array([moment - self.power_window_nano, moment])
+        return float(np.diff(self.energy(before))[0] * NANO / self.power_window_nano)
 
     def head(self, number: int) -> dict[str, Any]:
         """Returns what a segment's first line says of the device."""
@@ -130,42 +161,56 @@ class ArchiveWriter:
             return self.mark(client, "phase_begin", **line)
         return self.mark(client, "phase", end_monotonic_nano=end, failed=False, **line)
 
-    def measure(self, begin: int, end: int, poll_nano: int = 10 * MILLI, *, power: bool = False) -> None:
+    def measure(self, begin: int, end: int, poll_nano: int = 10 * MILLI) -> None:
         """Polls all devices over a stretch of time and adds the lines that a daemon would write."""
         seen = [-1] * len(self.devices)
+        powers = [-1] * len(self.devices)
         last = begin - poll_nano
         for now in range(begin, end + 1, poll_nano):
-            fresh = []
-            for number, device in enumerate(self.devices):
-                update = (now - device.offset_nano) // device.update_nano
-                if update != seen[number]:
-                    fresh.append(number)
-                    seen[number] = update
-            if fresh:
-                self.samples.append(self._tick(now, last if now > begin else None, fresh, seen, power=power))
+            fresh = self._news(now, seen)
+            power = self._news(now, powers, power=True)
+            if fresh or power:
+                old_us = (last - now) // 1000 if now > begin else None
+                self.samples.append(self._tick(now, old_us, (fresh, seen), (power, powers)))
             if (now - begin) % NANO < poll_nano:
                 self.samples.append(self._second(now, seen))
             last = now
 
-    def _value(self, number: int, update: int) -> float:
+    def _news(self, now: int, seen: list[int], *, power: bool = False) -> list[int]:
+        fresh = []
+        for number, device in enumerate(self.devices):
+            if power and device.power_update_nano is None:
+                continue
+            moment = device.shown(now, power=power)
+            if moment != seen[number]:
+                fresh.append(number)
+                seen[number] = moment
+        return fresh
+
+    def _value(self, number: int, moment: int) -> float:
         device = self.devices[number]
-        moment = max(update * device.update_nano + device.offset_nano, device.steps[0][0])
-        return round(float(device.energy(moment)), 6)
+        return round(float(device.energy(max(moment, device.steps[0][0]))), 6)
 
     def _tick(
-        self, now: int, last: int | None, fresh: list[int], seen: list[int], *, power: bool
+        self,
+        now: int,
+        old_us: int | None,
+        energy: tuple[list[int], list[int]],
+        power: tuple[list[int], list[int]],
     ) -> dict[str, Any]:
-        line: dict[str, Any] = {"type": "tick", "monotonic_nano": now, "device": fresh}
-        line["energy_joules"] = [self._value(number, seen[number]) for number in fresh]
-        if last is not None:
-            line["old_us"] = [(last - now) // 1000]
-        if power:
+        line: dict[str, Any] = {"type": "tick", "monotonic_nano": now}
+        fresh, seen = energy
+        if fresh:
+            line["device"] = fresh
+            line["energy_joules"] = [self._value(number, seen[number]) for number in fresh]
+        if fresh and old_us is not None:
+            line["old_us"] = [old_us]
+        fresh, seen = power
+        if fresh:
             line["power_device"] = fresh
-            line["power_watts"] = [
-                float(np.diff(self.devices[number].energy(np.array([now - MILLI, now])))[0] * 1000)
-                for number in fresh
-            ]
-            line["power_old_us"] = [-10_000]
+            line["power_watts"] = [round(self.devices[number].watts(seen[number]), 3) for number in fresh]
+        if fresh and old_us is not None:
+            line["power_old_us"] = [old_us]
         return line
 
     def _second(self, now: int, seen: list[int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from wattq.loading import Chosen
 from wattq.rows import COLUMNS
 from wattq.runner import Archive
 
-from tests.analysis.conftest import ENERGY, Study, answer, by_phase, make_study
+from tests.analysis.conftest import ENERGY, OVERLAP, Study, answer, by_phase, make_study
 
 
 def test_torn_lines_are_counted_and_the_rest_is_read(study: Study) -> None:
@@ -23,7 +23,7 @@ def test_torn_lines_are_counted_and_the_rest_is_read(study: Study) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write('{"seq":999,"type":"tick","monoto')
     with Archive(root) as archive:
-        assert archive.query(ENERGY).records() == whole
+        assert archive.query(ENERGY, chosen=OVERLAP).records() == whole
         assert archive.warnings() == ["2 lines could not be read (torn by a crash, or still being written)"]
 
 
@@ -43,7 +43,7 @@ def test_segment_that_is_renamed_under_our_hands_is_found_again(study: Study) ->
         for path in root.rglob("*.jsonl"):
             path.unlink()
         study.writer.write()
-        assert archive.query(ENERGY).records() == whole
+        assert archive.query(ENERGY, chosen=OVERLAP).records() == whole
 
 
 def test_foreign_files_are_left_alone(study: Study) -> None:
@@ -56,7 +56,7 @@ def test_foreign_files_are_left_alone(study: Study) -> None:
     (folder / "0badcafe-000778.jsonl").write_text("")
     (root / "README").write_text("hello")
     with Archive(root) as archive:
-        assert archive.query(ENERGY).records() == whole
+        assert archive.query(ENERGY, chosen=OVERLAP).records() == whole
         assert archive.foreign_files == 2
 
 
@@ -98,13 +98,13 @@ def test_choice_of_run_and_job(study: Study) -> None:
     """--run takes a name or an id, --job a job; others are left out."""
     with Archive(study.writer.write()) as archive:
         for chosen, expected in (
-            (Chosen(run="study"), True),
-            (Chosen(run="run-1"), True),
-            (Chosen(run="x"), False),
+            (Chosen(run="study", estimator="overlap"), True),
+            (Chosen(run="run-1", estimator="overlap"), True),
+            (Chosen(run="x", estimator="overlap"), False),
         ):
             assert bool(archive.query(ENERGY, chosen=chosen).rows) == expected
-        assert archive.query(ENERGY, chosen=Chosen(job="local-run-1")).rows
-        assert not archive.query(ENERGY, chosen=Chosen(job="' or true --")).rows
+        assert archive.query(ENERGY, chosen=Chosen(job="local-run-1", estimator="overlap")).rows
+        assert not archive.query(ENERGY, chosen=Chosen(job="' or true --", estimator="overlap")).rows
 
 
 def test_two_boots_of_a_node_add_up(study: Study, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from tests.analysis.archives import MILLI, NANO, START, SimulatedDevice
 from tests.analysis.conftest import STEP, Study, make_study
 
 NO_GAPS = np.zeros((0, 2), dtype=np.int64)
+pytestmark = pytest.mark.usefixtures("easily_content")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory, easily_content: None) -> Path:
     """The page of a simulated training."""
     folder = tmp_path_factory.mktemp("report")
     study = make_study(folder / "archive", steps=30)

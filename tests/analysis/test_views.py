@@ -8,7 +8,7 @@ import pytest
 from wattq.runner import VIEWS, Archive, sql_folder
 
 from tests.analysis.archives import MILLI, NANO, START, WALL, ArchiveWriter, SimulatedDevice
-from tests.analysis.conftest import STEP, Study, answer, by_phase
+from tests.analysis.conftest import OVERLAP, STEP, Study, answer, by_phase
 
 
 def test_each_phase_has_its_energy(study: Study) -> None:
@@ -27,7 +27,7 @@ def test_rows_add_up_to_the_counter_in_sql(study: Study) -> None:
     """Rows of a device = its counter over the run, asked in SQL."""
     with Archive(study.writer.write()) as archive:
         sums = archive.query(
-            "select run_id, node, device, sum(energy_joules) from phase_energy group by all"
+            "select run_id, node, device, sum(energy_joules) from phase_energy group by all", chosen=OVERLAP
         ).rows
         assert {row[:3] for row in sums} == set(archive.counters)
         for *key, total in sums:
@@ -44,7 +44,8 @@ def test_plain_sql_agrees_with_the_estimator(study: Study) -> None:
                 plain.duration_seconds
             from phase_energy as ours
             inner join phase_energy_overlap as plain using (run_id, node, device, phase)
-            """
+            """,
+            chosen=OVERLAP,
         ).rows
     assert len(rows) == 2 * len(STEP)
     for device, phase, ours, plain, seconds, plain_seconds in rows:
@@ -103,7 +104,8 @@ def test_every_view_says_its_grain_and_keeps_it(study: Study, view: str) -> None
     assert first.startswith("-- grain: one row per (")
     key = first.removeprefix("-- grain: one row per (").removesuffix(")")
     with Archive(study.writer.write(segments=3)) as archive:
-        doubled = archive.query(f"select {key}, count(*) from {view} group by {key} having count(*) > 1")  # noqa: S608 names of our own
+        sql = f"select {key}, count(*) from {view} group by {key} having count(*) > 1"  # noqa: S608 names of our own
+        doubled = archive.query(sql, chosen=OVERLAP)
     assert doubled.rows == []
 
 
