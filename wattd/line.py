@@ -62,14 +62,9 @@ class SensorHealth:
         self.want_reopened: Callable[[int], None] = lambda _now: None
 
     @property
-    def away(self) -> str:
-        """Why its devices must not be asked now; empty if they may.
-
-        Where too many calls are stuck, no further thread is risked on them.
-        """
-        if self.is_reopening:
-            return "it is being opened anew"
-        return "its driver does not answer" if len(self.stuck) >= MOST_STUCK else ""
+    def is_blocked(self) -> bool:
+        """So many calls are stuck that no further thread may be risked on its driver."""
+        return len(self.stuck) >= MOST_STUCK
 
     def as_json(self) -> dict[str, Any]:
         """As the health message carries it."""
@@ -95,7 +90,7 @@ class Line:
         retry_nano: When a device that is read at the tick, or hangs, is tried again.
         hung: The call that does not return; None while none hangs.
         is_state_hung: A call for its state does not return.
-        is_lost: It was away so that its counter may have begun anew.
+        is_lost: It answers no more until its sensor was opened anew; its counter may begin anew then.
         reason: Why it is said to be down; empty while it is not.
     """
 
@@ -130,6 +125,13 @@ class Line:
     def make_followers(self, tick_nano: int) -> None:
         """Let its updates be followed; `tick_nano` as for a Follower."""
         self.followers = (Follower(tick_nano), Follower(tick_nano))
+
+    @property
+    def away(self) -> str:
+        """Why it must not be asked now; empty if it may."""
+        if self.health.is_blocked:
+            return "its driver does not answer"
+        return "its sensor is being opened anew" if self.is_lost and self.health.is_reopening else ""
 
     @property
     def name(self) -> str:

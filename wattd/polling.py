@@ -198,8 +198,9 @@ class Poller:
         before = self._before
         if line.hung is not None or (line.failed_nano and before < line.retry_nano and not line.followers):
             return True
-        if line.health.away:
-            self._fail(line, before, line.health.fault or line.health.away)
+        away = line.away
+        if away:
+            self._fail(line, before, line.health.fault or away)
             return True
         call = self.guard.enter(line, before)
         self._ask(call)
@@ -244,7 +245,7 @@ class Poller:
         for line in list(self._hung.values()):
             seconds = (now - line.failed_nano) // NANOSECONDS_PER_SECOND
             self._listener.note_failed(line, now, f"a call has not returned for {seconds} s")
-            if now >= line.retry_nano and not line.health.away:
+            if now >= line.retry_nano and not line.health.is_blocked:
                 self._retry(line, now)
 
     def _retry(self, line: Line, now: int) -> None:

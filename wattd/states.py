@@ -56,7 +56,7 @@ class States:
             due.extend(self._lines)
         while due:
             line = due.popleft()
-            if line.hung or line.is_state_hung or line.health.away:
+            if line.hung or line.is_state_hung or line.away:
                 continue
             call, state = guard.enter(line, self._clock()), None
             # What fails is absent this second; the clock thread reports a sensor that is down.

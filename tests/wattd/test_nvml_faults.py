@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def test_faults_of_single_gpus(world: World) -> None:
         **{"hang_at_ms@2": now, "hang_ms@2": 1500, "lost_after_ms@3": now},
     )
     wait_until(lambda: world.gaps(2))
+    lost_until = world.later_ms() / 1000
     world.trace.set(**{"lost_after_ms@3": -1})
     wait_until(lambda: world.gaps(3))
     time.sleep(0.5)
@@ -105,6 +107,10 @@ def test_faults_of_single_gpus(world: World) -> None:
     assert "sensor_down" in {reason for reason, _ in world.gaps(3)}
     for gpu, unknown in enumerate([0.0, 0.2, 0.0, 0.0]):
         check(world, gpu, unknown)
+    meanwhile = [seconds for seconds, _ in world.energies(0) if now / 1000 + 0.7 < seconds < lost_until]
+    assert max(later - earlier for earlier, later in pairwise(meanwhile)) < 0.25, (
+        "the others are read as ever"
+    )
     reasons = " ".join(event["reason"] for event in world.events("sensor"))
     assert "GPU is lost" in reasons
     assert "has not returned" in reasons
