@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 _ROUNDING_NANO = 5_000
 """Two times of the same reading in an archive lie closer than this."""
@@ -124,6 +125,38 @@ class Counter:
         return Counter(edge, self.bracket[kept], self.energy[kept], period, self.low_watts, self.high_watts)
 
 
+def in_order(read: Ints, old: Ints, value: Floats) -> tuple[Ints, Ints, Floats]:
+    """Returns readings of a counter, or others, in the order in which they were read.
+
+    The copy of a counter in a line of each second has no earlier side, and its time is rounded otherwise than
+    that of the update itself, which must come first.
+    """
+    time = read + np.where(old == UNKNOWN, _ROUNDING_NANO, 0)
+    if (time[1:] >= time[:-1]).all():
+        return read, old, value
+    order = np.argsort(time, kind="stable")
+    return read[order], old[order], value[order]
+
+
+def _is_news(energy: Floats) -> Bools:
+    """Returns which readings, in order, show more than all before them."""
+    news = np.ones(len(energy), dtype=bool)
+    news[1:] = energy[1:] > np.maximum.accumulate(energy)[:-1]
+    return news
+
+
+def thinned(read: Ints, old: Ints, energy: Floats) -> tuple[Ints, Ints, Floats]:
+    """Returns a stretch of readings in order, without those that change nothing that `locate` finds.
+
+    A reading that shows nothing new is dropped, unless it tells the next one its earlier side.
+    """
+    read, old, energy = in_order(read, old, energy)
+    kept = _is_news(energy)
+    kept[:-1] |= kept[1:] & (old[1:] == UNKNOWN)
+    kept[-1:] = True
+    return read[kept], old[kept], energy[kept]
+
+
 def locate(readings: Readings, update_nano: int | None = None) -> Counter:
     """Finds the counter's edges in its readings.
 
@@ -135,13 +168,8 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
         readings: The readings.
         update_nano: Nominal update period of the sensor, nanoseconds.
     """
-    # The copy of a counter in a line of each second has no earlier side, and its time is rounded otherwise
-    # than that of the update itself, which must come first.
-    order = np.argsort(readings.read + np.where(readings.old == UNKNOWN, _ROUNDING_NANO, 0), kind="stable")
-    read, old, energy = readings.read[order], readings.old[order], readings.energy[order]
-    before = np.concatenate([read[:1], read[:-1]])
-    known = np.maximum.accumulate(energy) if len(energy) else energy
-    news = np.concatenate([np.ones(min(len(energy), 1), dtype=bool), energy[1:] > known[:-1]])
+    read, old, energy = in_order(readings.read, readings.old, readings.energy)
+    before, news = np.concatenate([read[:1], read[:-1]]), _is_news(energy)
     read, old, energy, before = read[news], old[news], energy[news], before[news]
     usual = int(np.median(np.diff(read))) if len(read) > 1 else (update_nano or 0)
     unknown = old == UNKNOWN

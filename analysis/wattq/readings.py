@@ -2,80 +2,73 @@
 
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import duckdb
 import numpy as np
 
-from wattq.counter import Device, Floats, Ints, Readings
+from wattq.counter import Bools, Device, Floats, Ints, Readings, thinned
 from wattq.evidence import Evidence
-from wattq.lines import READING, nanoseconds, spread
+from wattq.lines import READING, nanoseconds
 from wattq.segments import Segment, reader
 
-# One pass over the file serves all that follows: parsing is what costs.
-_LINES = "create or replace temp table segment_lines as select * exclude (filename) from {lines}"
+Columns = tuple[Ints, Ints, Floats]
+"""When values were read, when the old value was last read, and the values."""
 
-# A line that cannot be read has no type, and is counted as device -1. The absolute counters of each second
-# stand in for updates that were lost.
-_ENERGIES = f"""
-    with entries as (
+# DuckDB works outside the interpreter's lock.
+_THREADS = 2
+
+# What a row of the query below is.
+_TORN, _TICK, _SECOND, _POWER, _RANGE, _LIMIT = range(6)
+
+
+def _unnested(kind: str, prefix: str, device: str, value: str) -> str:
+    """Returns SQL for a row for each entry of the lists of lines.
+
+    A list of one number in `old_us` holds for every entry.
+    """
+    old = f"case when one_old then first_old else {prefix}old end"
+    return f"""
         select
-            monotonic_nano,
-            type = 'tick' as ticked,
-            unnest(case when type is null then [-1] when type in ('tick', 'second') then device end)
-                as number,
-            unnest(energy_joules) as energy_joules,
-            unnest({spread("old_us", "device")}) as old_us,
-            unnest({spread("read_us", "device")}) as read_us
-        from segment_lines
-    )
-    select
-        number,
-        coalesce(energy_joules, 'nan'::double) as energy_joules,
-        coalesce(monotonic_nano, 0) + coalesce({nanoseconds("read_us")}, 0) as read_nano,
-        coalesce(case when ticked then monotonic_nano + {nanoseconds("old_us")} end, -1) as old_nano
-    from entries where number is not null
-"""  # noqa: S608 fixed words
+            kind, number, coalesce(value, 'nan'::double) as value, null::double as high,
+            coalesce(monotonic_nano + coalesce({nanoseconds("read")}, 0), 0) as read_nano,
+            coalesce(case when kind <> {_SECOND} then monotonic_nano + {nanoseconds(old)} end, -1) as old_nano
+        from (
+            select
+                {kind} as kind, monotonic_nano, unnest({device}) as number, unnest({value}) as value,
+                unnest({prefix}old_us) as {prefix}old, unnest({prefix}read_us) as read,
+                len({prefix}old_us) = 1 as one_old, {prefix}old_us[1] as first_old
+            from lines
+        )
+        where number is not null
+    """  # noqa: S608 fixed words
+
+
+# A line that cannot be read has no type. The absolute counters of each second stand in for updates that were
+# lost.
+_ENERGIES = _unnested(
+    f"case type when 'tick' then {_TICK} when 'second' then {_SECOND} else {_TORN} end",
+    "",
+    "case when type is null then [-1] when type in ('tick', 'second') then device end",
+    "energy_joules",
+)
 
 # Power as an observation in its own right; the copies in a line of each second are not one.
-_POWER_READINGS = f"""
-    with entries as (
-        select
-            monotonic_nano,
-            unnest(power_device) as number,
-            unnest(power_watts) as power_watts,
-            unnest({spread("power_old_us", "power_device")}) as old_us,
-            unnest({spread("power_read_us", "power_device")}) as read_us
-        from segment_lines where type = 'tick'
-    )
-    select
-        number,
-        power_watts,
-        monotonic_nano + coalesce({nanoseconds("read_us")}, 0) as read_nano,
-        coalesce(monotonic_nano + {nanoseconds("old_us")}, -1) as old_nano
-    from entries
-    where number is not null and power_watts is not null and monotonic_nano is not null
-"""  # noqa: S608 fixed words
+_POWERS = _unnested(str(_POWER), "power_", "case when type = 'tick' then power_device end", "power_watts")
 
 # A reading of 0 W is a blip of the driver.
-_POWERS = """
-    with entries as (
-        select unnest(power_device) as number, unnest(power_watts) as power_watts from segment_lines
-        where type in ('tick', 'second')
+_RANGES = f"""
+    select {_RANGE}, number, min(watts), max(watts), 0, -1
+    from (
+        select unnest(power_device) as number, unnest(power_watts) as watts
+        from lines where type in ('tick', 'second')
     )
-    select number, min(power_watts), max(power_watts) from entries where power_watts > 0 group by number
-"""
-
-_LIMITS = """
-    with entries as (
-        select unnest(gpus) as gpu from segment_lines where type = 'state'
-    )
-    select gpu.number, max(gpu.power_limit_watts) from entries
+    where watts > 0 group by number
+    union all
+    select {_LIMIT}, gpu.number, max(gpu.power_limit_watts), null, 0, -1
+    from (select unnest(gpus) as gpu from lines where type = 'state')
     where gpu.power_limit_watts is not null group by gpu.number
-"""
-
-Columns = tuple[Ints, Ints, Floats]
+"""  # noqa: S608 fixed words
 
 
 @dataclass
@@ -84,58 +77,76 @@ class NodeReadings:
 
     Attributes:
         readings: Readings by device.
+        evidence: The readings with the power readings beside them, by device; of the devices asked for alone.
         power_watts: Lowest and highest power reading by device, watts; without those that reported none.
         power_limit_watts: Highest power limit by device, watts; without those that reported none.
-        evidence: The readings with the power readings beside them, by device; of the devices asked for alone.
         torn_lines: Lines that could not be read.
     """
 
-    readings: dict[str, Readings]
-    evidence: dict[str, Evidence]
-    power_watts: dict[str, tuple[float, float]]
-    power_limit_watts: dict[str, float]
-    torn_lines: int
+    readings: dict[str, Readings] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    power_watts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    power_limit_watts: dict[str, float] = field(default_factory=dict)
+    torn_lines: int = 0
 
 
-@dataclass
-class _SegmentReadings:
+@dataclass(frozen=True)
+class _Part:
     """The same of one segment."""
 
-    columns: dict[str, Columns]
+    energies: dict[str, Columns]
     powers: dict[str, Columns]
     power_watts: dict[str, tuple[float, float]]
     power_limit_watts: dict[str, float]
     torn_lines: int
 
 
-def _plain(column: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    return np.asarray(np.ma.getdata(column))
-
-
-def _by_device(
-    cursor: duckdb.DuckDBPyConnection, query: str, value: str, names: dict[int, str]
-) -> tuple[dict[str, Columns], int]:
-    """Returns the readings of a query by device, and how many lines could not be read."""
-    columns = {name: _plain(column) for name, column in cursor.execute(query).fetchnumpy().items()}
-    number, known = columns["number"], ~np.isnan(columns[value])
-    found = {}
-    for place, name in names.items():
-        chosen = (number == place) & known
-        if chosen.any():
-            found[name] = (columns["read_nano"][chosen], columns["old_nano"][chosen], columns[value][chosen])
-    return found, int((number == -1).sum())
-
-
-def _segment(cursor: duckdb.DuckDBPyConnection, part: Segment, powers: Collection[str]) -> _SegmentReadings:
-    cursor.execute(_LINES.format(lines=reader([part.path], READING)))
-    names = {device["number"]: device["device"] for device in part.devices}
-    ranges = {names[n]: (low, high) for n, low, high in cursor.execute(_POWERS).fetchall() if n in names}
-    limits = {names[n]: limit for n, limit in cursor.execute(_LIMITS).fetchall() if n in names}
-    columns, torn = _by_device(cursor, _ENERGIES, "energy_joules", names)
-    asked = {number: name for number, name in names.items() if name in powers}
-    shown, _ = _by_device(cursor, _POWER_READINGS, "power_watts", asked) if asked else ({}, 0)
+def _read(cursor: duckdb.DuckDBPyConnection, segment: Segment, asked: Collection[str]) -> _Part:
+    """Reads a segment in one pass: parsing is what costs."""
+    names = {device["number"]: device["device"] for device in segment.devices}
+    wanted = [_ENERGIES, _RANGES] if set(asked).isdisjoint(names.values()) else [_ENERGIES, _RANGES, _POWERS]
+    lines = f"select * exclude (filename) from {reader([segment.path], READING)}"  # noqa: S608 quoted
+    cursor.execute(f"with lines as materialized ({lines}) {' union all '.join(wanted)}")
+    columns = {name: np.ma.getdata(column) for name, column in cursor.fetchnumpy().items()}
     cursor.close()
-    return _SegmentReadings(columns, shown, ranges, limits, torn)
+    kind, number, value = columns["kind"], columns["number"], columns["value"]
+
+    def readings(wanted: Bools, numbers: Iterable[int]) -> dict[str, Columns]:
+        found = {}
+        for place in numbers:
+            chosen = wanted & (number == place)
+            if chosen.any():
+                found[names[place]] = (
+                    columns["read_nano"][chosen],
+                    columns["old_nano"][chosen],
+                    value[chosen],
+                )
+        return found
+
+    told = ~np.isnan(value)
+    ranges = {
+        what: [
+            (names[n], v, h)
+            for n, v, h in zip(number[row], value[row], columns["high"][row], strict=True)
+            if n in names
+        ]
+        for what, row in ((what, kind == what) for what in (_RANGE, _LIMIT))
+    }
+    energies = readings(told & ((kind == _TICK) | (kind == _SECOND)), names)
+    return _Part(
+        {name: thinned(*found) for name, found in energies.items()},
+        readings(told & (kind == _POWER), [place for place, name in names.items() if name in asked]),
+        {name: (float(low), float(high)) for name, low, high in ranges[_RANGE]},
+        {name: float(limit) for name, limit, _ in ranges[_LIMIT]},
+        int((kind == _TORN).sum()),
+    )
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    if not parts:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
+    read, old, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return read, old, value
 
 
 def fetch(
@@ -147,37 +158,31 @@ def fetch(
         connection: DuckDB; each segment is read through a cursor of its own.
         segments: Segments of samples.
         powers: Names of the devices whose power readings are wanted too, in `evidence`.
+
+    Raises:
+        duckdb.IOException: A segment is gone; it may have been compressed in the meantime.
     """
-    columns: dict[str, list[Columns]] = {}
+    node, energies = NodeReadings(), dict[str, list[Columns]]()
     shown: dict[str, list[Columns]] = {name: [] for name in powers}
-    node = NodeReadings({}, {}, {}, {}, 0)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for part in pool.map(lambda part: _segment(connection.cursor(), part, powers), segments):
-            for name, arrays in part.columns.items():
-                columns.setdefault(name, []).append(arrays)
-            for name, arrays in part.powers.items():
-                shown[name].append(arrays)
+    with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+        for part in pool.map(lambda part: _read(connection.cursor(), part, powers), segments):
+            for name, columns in part.energies.items():
+                energies.setdefault(name, []).append(columns)
+            for name, columns in part.powers.items():
+                shown[name].append(columns)
             for name, (low, high) in part.power_watts.items():
                 lowest, highest = node.power_watts.get(name, (low, high))
                 node.power_watts[name] = (min(low, lowest), max(high, highest))
             for name, limit in part.power_limit_watts.items():
                 node.power_limit_watts[name] = max(limit, node.power_limit_watts.get(name, limit))
             node.torn_lines += part.torn_lines
-    for name in list(columns):
-        read, old, energy = _joined(columns.pop(name))
-        node.readings[name] = Readings(read, old, energy)
+    for name in list(energies):
+        node.readings[name] = Readings(*_joined(energies.pop(name)))
     nothing = Readings(*_joined([]))
-    for name, parts in shown.items():
+    for name, found in shown.items():
         raw = node.readings.get(name, nothing)
-        node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *_joined(parts))
+        node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *_joined(found))
     return node
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    if not parts:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
-    read, old, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return read, old, value
 
 
 def devices(connection: duckdb.DuckDBPyConnection, node: str, boot_id: str) -> list[Device]:
