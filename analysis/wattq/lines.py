@@ -18,7 +18,8 @@ MARK = """
     {type: 'VARCHAR', seq: 'BIGINT', boot_id: 'VARCHAR', client: 'VARCHAR', mark: 'BIGINT', run_id: 'VARCHAR',
      "rank": 'INTEGER', phase_number: 'BIGINT', phase: 'VARCHAR', thread: 'INTEGER',
      begin_monotonic_nano: 'BIGINT', end_monotonic_nano: 'BIGINT', tokens: 'BIGINT', failed: 'BOOLEAN',
-     closed_by: 'VARCHAR'}
+     closed_by: 'VARCHAR', gpu_begin_monotonic_nano: 'BIGINT', gpu_end_monotonic_nano: 'BIGINT',
+     gpu_error_nano: 'BIGINT', gpu_reason: 'VARCHAR'}
 """
 
 EVENT = """
@@ -49,12 +50,13 @@ READING = """
      gpus: 'STRUCT("number" INTEGER, power_limit_watts DOUBLE)[]'}
 """
 
+# In the form that json_transform wants, as it is asked of one line.
 HEADER = """
-    {type: 'VARCHAR', version: 'INTEGER', kind: 'VARCHAR', node: 'VARCHAR', boot_id: 'VARCHAR',
-     segment: 'BIGINT', wattd_version: 'VARCHAR', monotonic_nano: 'BIGINT', time_unix_nano: 'BIGINT',
-     devices: 'STRUCT("number" INTEGER, device VARCHAR, "index" INTEGER, domain VARCHAR, source VARCHAR,
-               sensor VARCHAR, model VARCHAR, update_nano BIGINT, uncertainty_ratio DOUBLE,
-               power_limit_watts DOUBLE)[]'}
+    {"type": "VARCHAR", "version": "INTEGER", "kind": "VARCHAR", "node": "VARCHAR", "boot_id": "VARCHAR",
+     "segment": "BIGINT", "wattd_version": "VARCHAR", "monotonic_nano": "BIGINT", "time_unix_nano": "BIGINT",
+     "devices": [{"number": "INTEGER", "device": "VARCHAR", "index": "INTEGER", "domain": "VARCHAR",
+                  "source": "VARCHAR", "sensor": "VARCHAR", "model": "VARCHAR", "update_nano": "BIGINT",
+                  "uncertainty_ratio": "DOUBLE", "power_limit_watts": "DOUBLE"}]}
 """
 
 

@@ -115,7 +115,7 @@ class Archive:
         for attempt in range(_ATTEMPTS):
             try:
                 return work()
-            except (duckdb.IOException, FileNotFoundError) as error:
+            except (duckdb.IOException, OSError) as error:
                 if attempt + 1 == _ATTEMPTS:
                     raise UserError(f"{self.path}: {first_line(error)}") from error
                 if self.segments:

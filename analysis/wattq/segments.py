@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import zstandard
 
 from wattq.errors import UserError
 from wattq.lines import HEADER
 
 VERSION = 1
+_HEADER_BYTES = 4096
+# A first line is not longer: of events it has the daemon's state in it.
+_MOST_HEADER_BYTES = 64 << 20
 # Foreign files may lie in the folder; only what is named like a segment is read.
 _NAME = re.compile(r"^(?P<stem>[0-9a-f]{8}-\d{6,})\.jsonl(?P<closed>\.zst)?$")
 
@@ -97,23 +101,36 @@ def _why_empty(archive: Path) -> str:
     )
 
 
+def _first_line(path: Path) -> str:
+    """Returns the first line of a file; empty when there is none yet, or it is no text."""
+    text = b""
+    with path.open("rb") as file:
+        source: Any = file
+        if path.suffix == ".zst":
+            source = zstandard.ZstdDecompressor().stream_reader(file)
+        try:
+            while b"\n" not in text and len(text) < _MOST_HEADER_BYTES:
+                part = source.read(_HEADER_BYTES)
+                if not part:
+                    break
+                text += part
+            return text.partition(b"\n")[0].decode()
+        except (UnicodeDecodeError, zstandard.ZstdError):
+            return ""
+
+
 def read_header(connection: duckdb.DuckDBPyConnection, path: Path) -> Segment | None:
     """Reads the first line of a file; `None` when it is not a segment, or has no first line yet.
 
     Raises:
         UserError: The segment is of another version.
-        duckdb.IOException: The file is gone; it may have been compressed in the meantime.
+        FileNotFoundError: The file is gone; it may have been compressed in the meantime.
     """
-    source = reader([path], HEADER)
-    # Lines come in no promised order, so the first one is asked for by its type.
-    query = f"select * exclude (filename) from {source} where type = 'segment' limit 1"  # noqa: S608 quoted
-    lines = connection.execute(query)
-    names = [column[0] for column in lines.description or []]
-    row = lines.fetchone()
-    if row is None:
-        return None
-    line = dict(zip(names, row, strict=True))
-    if line["type"] != "segment" or line["boot_id"] is None or line["kind"] is None:
+    row = connection.execute(
+        "select json_transform(try_cast(? as json), ?)", [_first_line(path), HEADER]
+    ).fetchone()
+    line = row[0] if row else None
+    if line is None or line["type"] != "segment" or line["boot_id"] is None or line["kind"] is None:
         return None
     if line["version"] != VERSION:
         raise UserError(f"{path} is of version {line['version']}; this wattq reads version {VERSION}")
