@@ -6,7 +6,9 @@ over the files: nothing is copied until someone asks.
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -140,25 +142,43 @@ def register(connection: duckdb.DuckDBPyConnection, segments: list[Segment]) -> 
     events = [segment for segment in segments if segment.kind == "events"]
     for view, columns in (("staged_ticks", TICK), ("staged_states", STATE)):
         connection.execute(f"create or replace view {view} as select * from {_lines(samples, columns)}")  # noqa: S608 quoted
-    for table, columns, chosen in (
-        ("staged_marks", MARK, "type in ('phase', 'phase_begin') or type is null"),
-        ("staged_events", EVENT, "type not in ('phase', 'phase_begin', 'segment', 'end')"),
-    ):
-        connection.execute(f"""
-            create or replace table {table} as
-            select
-                line.* exclude (filename, boot_id), segment.node, segment.segment,
-                coalesce(line.boot_id, segment.boot_id) as boot_id
-            from {_lines(events, columns)} as line
-            inner join staged_segments as segment on line.filename = segment.filename
-            where {chosen}
-        """)  # noqa: S608 paths are quoted
+    # A compressed file is read by one thread; two tables are filled at once.
+    with ThreadPoolExecutor() as pool:
+        for filled in [
+            pool.submit(_fill, connection.cursor(), table, _lines(events, columns), chosen)
+            for table, columns, chosen in (
+                ("staged_marks", MARK, "type in ('phase', 'phase_begin') or type is null"),
+                ("staged_events", EVENT, "type not in ('phase', 'phase_begin', 'segment', 'end')"),
+            )
+        ]:
+            filled.result()
     # A line that cannot be read came along as a row of nulls: it is counted and goes.
     torn = len(connection.execute("delete from staged_marks where type is null returning 1").fetchall())
     for statement in (_READINGS, _POWERS, _GPU_STATES, _CLAIMS):
         connection.execute(statement)
     _register_ends(connection, samples)
     return torn
+
+
+def _fill(cursor: duckdb.DuckDBPyConnection, table: str, lines: str, chosen: str) -> None:
+    cursor.execute(f"""
+        create or replace table {table} as
+        select
+            line.* exclude (filename, boot_id), segment.node, segment.segment,
+            coalesce(line.boot_id, segment.boot_id) as boot_id
+        from {lines} as line
+        inner join staged_segments as segment on line.filename = segment.filename
+        where {chosen}
+    """)  # noqa: S608 paths are quoted
+    cursor.close()
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]]) -> None:
+    """Inserts rows in one statement: one for each would take seconds for a day."""
+    if rows:
+        columns = ", ".join(["unnest(?)"] * len(rows[0]))
+        values = [list(column) for column in zip(*rows, strict=True)]
+        connection.execute(f"insert into {table} select {columns}", values)
 
 
 def _register_segments(connection: duckdb.DuckDBPyConnection, segments: list[Segment]) -> None:
@@ -175,17 +195,15 @@ def _register_segments(connection: duckdb.DuckDBPyConnection, segments: list[Seg
             update_nano bigint, uncertainty_ratio double, power_limit_watts double
         )
     """)
-    heads, devices = [], []
+    heads, devices = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
     for part in segments:
         place = (str(part.path), part.node, part.boot_id, part.number)
         times = (part.monotonic_nano, part.time_unix_nano)
         heads.append((str(part.path), part.kind, *place[1:], part.wattd_version, *times))
         # The reader gives a device's keys in the order of the table's columns.
         devices += [(*place, *device.values()) for device in part.devices]
-    connection.executemany("insert into staged_segments values (?, ?, ?, ?, ?, ?, ?, ?)", heads)
-    if devices:
-        places = ", ".join("?" * len(devices[0]))
-        connection.executemany(f"insert into staged_devices values ({places})", devices)  # noqa: S608 marks
+    _insert(connection, "staged_segments", heads)
+    _insert(connection, "staged_devices", devices)
 
 
 def _register_ends(connection: duckdb.DuckDBPyConnection, samples: list[Segment]) -> None:
