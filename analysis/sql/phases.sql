@@ -1,5 +1,6 @@
 -- grain: one row per (run_id, node, boot_id, client, phase_number)
 -- Each tagged interval. A mark that was delivered twice counts once, and the client's own end wins over the daemon's.
+-- gpu_*: when the GPU reached the edges, within gpu_error_nano either way, else why that is not known.
 -- A phase without an end is open: it lasts until its client's run ended, else until the archive ends.
 with ranked as (
     select
@@ -16,6 +17,10 @@ with ranked as (
         tokens,
         failed,
         closed_by,
+        gpu_begin_monotonic_nano,
+        gpu_end_monotonic_nano,
+        gpu_error_nano,
+        gpu_reason,
         row_number() over (
             partition by run_id, node, boot_id, client, phase_number
             order by
@@ -57,6 +62,10 @@ ended as (
         ranked.tokens,
         ranked.failed,
         ranked.closed_by,
+        ranked.gpu_begin_monotonic_nano,
+        ranked.gpu_end_monotonic_nano,
+        ranked.gpu_error_nano,
+        ranked.gpu_reason,
         coalesce(
             ranked.end_monotonic_nano, run_ends.monotonic_nano, staged_ends.monotonic_nano
         ) as end_monotonic_nano,
@@ -90,6 +99,10 @@ answers as (
         failed,
         open,
         closed_by,
+        gpu_begin_monotonic_nano,
+        gpu_end_monotonic_nano,
+        gpu_error_nano,
+        gpu_reason,
         case
             when end_monotonic_nano > begin_monotonic_nano then end_monotonic_nano
             else begin_monotonic_nano
@@ -116,5 +129,9 @@ select
     tokens,
     failed,
     open,
-    closed_by
+    closed_by,
+    gpu_begin_monotonic_nano,
+    gpu_end_monotonic_nano,
+    gpu_error_nano,
+    gpu_reason
 from answers

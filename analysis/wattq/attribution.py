@@ -183,7 +183,7 @@ def _locked(begins: Ints, run: Run) -> str:
         if np.abs(np.exp(1j * turn).mean()) > _LOCKED:
             step = f"{1000 * float(np.median(np.diff(begins))) / NANO:.4g} ms"
             return (
-                f"its step of {step} is a multiple of the sensor's {1000 * period:.4g} ms updates, which so cut "
-                "every step in the same places: a random wait of some milliseconds a step cures it"
+                f"its step of {step} is a multiple of the sensor's {1000 * period:.4g} ms updates, which cut "
+                "every step in the same places: a random wait of some ms a step cures it"
             )
     return ""

@@ -70,6 +70,8 @@ class Calibration:
                     continue
                 event[name] = float(values[place])
                 event[f"{name.rpartition('_')[0]}_sd_{name.rpartition('_')[2]}"] = float(deviation[place])
+            if self.response.counter_window_seconds is not None:
+                event["counter_window_seconds"] = self.response.counter_window_seconds
             event["covariance"] = self.covariance.tolist()
         return {key: value for key, value in event.items() if value is not None}
 
@@ -109,7 +111,8 @@ def calibrate(
     run = Run(pieces, identity_groups(pieces), counter, power, limit_watts=None)
     borders = np.array([0.0, (pieces.stop[-1] - pieces.start[0]) / NANO])
     problem = run.problem(borders)
-    fit = fit_response(problem, plausible(problem, power.period_seconds), power.period_seconds)[0]
+    prior = plausible(problem, run.power_seconds)
+    fit = fit_response(problem, prior, run.update_seconds, run.power_seconds)[0]
     rows = pieces.rows
     high, low = (problem.mean_watts(fit.means, rows.index(name)) for name in ("high", "low"))
     reason = ""

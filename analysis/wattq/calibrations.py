@@ -47,19 +47,21 @@ def measured_responses(
     paths = [part.path for part in segments if part.kind == "events"]
     if not paths:
         return {}
-    columns = ", ".join(("device", "time_unix_nano", *NAMES, "covariance"))
+    columns = ", ".join(("device", "time_unix_nano", *NAMES, "counter_window_seconds", "covariance"))
     found = connection.execute(f"""
         select {columns} from {reader(paths, CALIBRATION)}
         where type = 'calibration' and device is not null and covariance is not null
         order by time_unix_nano
     """).fetchall()  # noqa: S608 fixed words and quoted paths
     measured = {}
-    for device, unix_nano, *values, covariance in found:
+    for device, unix_nano, *values, window, covariance in found:
         named = dict(zip(NAMES, values, strict=True))
         named = {name: _NOTHING.get(name) if value is None else value for name, value in named.items()}
         matrix = np.array(covariance, dtype=np.float64)
         if None in named.values() or matrix.shape != (len(NAMES), len(NAMES)):
             continue
         when = dt.datetime.fromtimestamp((unix_nano or 0) / 1e9, dt.UTC).date().isoformat()
-        measured[device] = Measured(Fit(Response(**named), matrix, Noise(), np.zeros(0), np.inf), when)
+        measured[device] = Measured(
+            Fit(Response(**named, counter_window_seconds=window), matrix, Noise(), np.zeros(0), np.inf), when
+        )
     return measured

@@ -123,7 +123,7 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
 def _gather(
     connection: duckdb.DuckDBPyConnection, segments: list[Segment], chosen: Chosen
 ) -> tuple[dict[tuple[str, str, str], _Books], int]:
-    """Returns the parts of each (run_id, node, device), shared out by overlap, and how many lines are torn."""
+    """Returns the parts of each (run_id, node, device) by overlap, and how many lines are torn."""
     books: dict[tuple[str, str, str], _Books] = {}
     torn = 0
     for (node, boot_id), runs in boots(connection, chosen):
@@ -138,9 +138,10 @@ def _gather(
                     continue
                 ranks, assumed = claimed[name]
                 book = books.setdefault((run["run_id"], node, name), _Books(device, cuts.run.head))
-                book.note = _ASSUMED if assumed else book.note
+                on_gpu = cuts.run.gpu_note if device.domain == "gpu" else ""
+                book.note = "; ".join(filter(None, (_ASSUMED if assumed else "", on_gpu))) or book.note
                 book.head["restarts"] = max(book.head["restarts"] or 0, run["restarts"] or 0)
-                pieces = cuts.of(ranks)[1]
+                pieces = cuts.of(ranks, device.domain)[1]
                 if not len(pieces.start):
                     continue  # a run without duration, as of a process that died at once
                 shares = share(counter, device, pieces, gaps[name])
@@ -154,7 +155,7 @@ def _account(book: _Books, attributed: Sequence[Attributed] | None = None) -> Ac
     if attributed is not None:
         account.estimator = "regression"
     for place, part in enumerate(book.parts):
-        phases, pieces, (start, stop, name) = part.cuts.of(part.ranks)
+        phases, pieces, (start, stop, name) = part.cuts.of(part.ranks, book.device.domain)
         account.add(pieces.rows, part.shares if attributed is None else attributed[place].shares)
         ends = part.counter.at(np.array(part.cuts.run.windows, dtype=np.int64).ravel())
         account.counter_joules += float((ends[1::2] - ends[::2]).sum())
@@ -226,7 +227,7 @@ def _second(
                 part.counter,
                 powers[(*part.place, book.device.device)],
                 book.device,
-                cut=part.cuts.of(part.ranks),
+                cut=part.cuts.of(part.ranks, book.device.domain),
                 gaps=part.gaps,
                 overlap=part.shares,
                 measured=measured.fit if measured else None,

@@ -39,7 +39,8 @@ EVENT = """
 CALIBRATION = """
     {type: 'VARCHAR', device: 'VARCHAR', time_unix_nano: 'BIGINT', counter_delay_seconds: 'DOUBLE',
      rise_seconds: 'DOUBLE', power_delay_seconds: 'DOUBLE', power_window_seconds: 'DOUBLE',
-     power_gain: 'DOUBLE', power_offset_watts: 'DOUBLE', covariance: 'DOUBLE[][]'}
+     power_gain: 'DOUBLE', power_offset_watts: 'DOUBLE', counter_window_seconds: 'DOUBLE',
+     covariance: 'DOUBLE[][]'}
 """
 
 # Only what the estimator needs of a samples line; a key that is not asked for is not parsed.

@@ -1,7 +1,7 @@
 """What an archive holds of its runs: when they ran, their phases, and which ranks cut which device."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -10,6 +10,9 @@ import numpy as np
 from wattq.counter import Ints
 from wattq.segments import quoted
 from wattq.sweep import Phases, Pieces, cut, union
+
+# The share of phases of which the GPU's edges have to be known for them to count.
+_MOST_KNOWN = 0.95
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class NodeRun:
     Attributes:
         head: run_id, run, restarts, job.
         windows: When the run ran, disjoint and in order, monotonic nanoseconds.
-        phases: All its phases there; the lane is a thread of a client.
+        phases: All its phases there, as the host saw them; the lane is a thread of a client.
+        gpu_phases: The same with the edges at which the GPU reached them, where those are known of the run.
+        gpu_note: What is to be said of them, or empty.
         ranks: Rank of each phase.
         tokens: Tokens of each phase; -1 when not told.
     """
@@ -55,6 +60,8 @@ class NodeRun:
     head: dict[str, Any]
     windows: list[tuple[int, int]]
     phases: Phases
+    gpu_phases: Phases
+    gpu_note: str
     ranks: Ints
     tokens: Ints
 
@@ -65,7 +72,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, "np
 
 
 def _windows(
-    connection: duckdb.DuckDBPyConnection, where: str, phases: Phases, fallback: tuple[int, int]
+    connection: duckdb.DuckDBPyConnection, where: str, views: tuple[Phases, Phases], fallback: tuple[int, int]
 ) -> list[tuple[int, int]]:
     """Returns when a run ran: begin to end of each of its starts, and never less than its phases."""
     found = connection.execute(f"""
@@ -87,12 +94,47 @@ def _windows(
         group by restarts
     """).fetchall()  # noqa: S608 quoted
     limits = np.array(found or [fallback], dtype=np.int64)
-    start = np.concatenate([limits[:, 0], phases.begin])
-    stop = np.concatenate([limits.max(axis=1), phases.end])
+    start = np.concatenate([limits[:, 0], *(phases.begin for phases in views)])
+    stop = np.concatenate([limits.max(axis=1), *(phases.end for phases in views)])
     start, stop, _ = union(start, stop, np.zeros(len(start), dtype=np.int64))
     if not found or len(found) == 1:
         return [(int(start[0]), int(stop[-1]))]
     return list(zip(start.tolist(), stop.tolist(), strict=True))
+
+
+def _marks(
+    connection: duckdb.DuckDBPyConnection, where: str
+) -> tuple[dict[str, "np.ndarray[Any, Any]"], tuple[str, ...]]:
+    """Returns the phases of a run as columns, and their names: numbers, for a million texts take seconds."""
+    connection.execute(f"""
+        create or replace temp table loaded_phases as
+        select begin_monotonic_nano as begin_nano, end_monotonic_nano as end_nano,
+            coalesce("rank", 0) as "rank", coalesce(tokens, -1) as tokens, phase,
+            coalesce(gpu_begin_monotonic_nano, -1) as gpu_begin_nano,
+            coalesce(gpu_end_monotonic_nano, -1) as gpu_end_nano, gpu_reason is not null as asked_gpu,
+            client, coalesce(thread, 0) as thread
+        from phases where {where}
+    """)  # noqa: S608 quoted
+    columns = _columns(
+        connection,
+        """
+        with names as (
+            select phase, row_number() over (order by phase) - 1 as "name"
+            from (select distinct phase from loaded_phases)
+        ), lanes as (
+            select client, thread, row_number() over (order by client, thread) - 1 as lane
+            from (select distinct client, thread from loaded_phases)
+        )
+        select loaded_phases.* exclude (phase, client, thread), names."name", lanes.lane
+        from loaded_phases
+        inner join names on loaded_phases.phase is not distinct from names.phase
+        inner join lanes
+            on loaded_phases.client is not distinct from lanes.client and loaded_phases.thread = lanes.thread
+        """,
+    )
+    names = connection.execute("select distinct phase from loaded_phases order by phase").fetchall()
+    connection.execute("drop table loaded_phases")
+    return columns, tuple(str(name) for (name,) in names)
 
 
 def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> NodeRun:
@@ -103,30 +145,36 @@ def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Node
         run: A row of the view `run_spans`.
     """
     where = " and ".join(f"{key} = {quoted(run[key])}" for key in ("run_id", "node", "boot_id"))
-    columns = _columns(
-        connection,
-        f"""
-        select begin_monotonic_nano as begin_nano, end_monotonic_nano as end_nano,
-            coalesce("rank", 0) as "rank",
-            coalesce(tokens, -1) as tokens, phase,
-            dense_rank() over (order by client, coalesce(thread, 0)) - 1 as lane
-        from phases where {where}
-        """,  # noqa: S608 quoted
-    )
-    names, numbers = np.unique(columns["phase"].astype(str), return_inverse=True)
+    columns, names = _marks(connection, where)
     phases = Phases(
         columns["begin_nano"].astype(np.int64),
         columns["end_nano"].astype(np.int64),
-        numbers.astype(np.int64).reshape(-1),
+        columns["name"].astype(np.int64),
         columns["lane"].astype(np.int64),
-        tuple(str(name) for name in names),
+        names,
     )
     span = (run["begin_monotonic_nano"], max(run["end_monotonic_nano"], run["begin_monotonic_nano"]))
     head = {key: run[key] for key in ("run_id", "run", "restarts", "job")}
-    windows = _windows(connection, where, phases, span)
-    return NodeRun(
-        head, windows, phases, columns["rank"].astype(np.int64), columns["tokens"].astype(np.int64)
-    )
+    gpu_phases, note = _on_gpu(phases, columns)
+    windows = _windows(connection, where, (phases, gpu_phases), span)
+    ranks, tokens = columns["rank"].astype(np.int64), columns["tokens"].astype(np.int64)
+    return NodeRun(head, windows, phases, gpu_phases, note, ranks, tokens)
+
+
+def _on_gpu(phases: Phases, columns: dict[str, "np.ndarray[Any, Any]"]) -> tuple[Phases, str]:
+    """Returns the phases with the edges that the GPU reached, and what is to be said of them.
+
+    Kernels run after the call that launches them has returned. Edges of both kinds side by side would overlap
+    where nothing did, so the GPU's are taken only where nearly all phases have them.
+    """
+    begin, end = columns["gpu_begin_nano"].astype(np.int64), columns["gpu_end_nano"].astype(np.int64)
+    known = (begin >= 0) & (end >= begin)
+    share = float(known.mean()) if len(known) else 0.0
+    if share < _MOST_KNOWN:
+        asked = bool(known.any() or columns["asked_gpu"].any())
+        return phases, "edges on the GPU are not known: the host's were used" if asked else ""
+    moved = replace(phases, begin=np.where(known, begin, phases.begin), end=np.where(known, end, phases.end))
+    return moved, "" if share == 1 else f"edges on the GPU are known of {share:.1%} of the phases"
 
 
 def sums(phases: Phases, tokens: Ints) -> tuple[dict[str, int], dict[str, int]]:
@@ -143,20 +191,30 @@ def sums(phases: Phases, tokens: Ints) -> tuple[dict[str, int], dict[str, int]]:
     )
 
 
+Cut = tuple[Phases, Pieces, tuple[Ints, Ints, Ints]]
+
+
 class Cuts:
     """Cuts of one run, shared by the devices that the same ranks cut."""
 
     def __init__(self, run: NodeRun) -> None:
         self.run = run
-        self._made: dict[frozenset[int], tuple[Phases, Pieces, tuple[Ints, Ints, Ints]]] = {}
+        self._made: dict[tuple[frozenset[int], bool], Cut] = {}
 
-    def of(self, ranks: frozenset[int]) -> tuple[Phases, Pieces, tuple[Ints, Ints, Ints]]:
-        """Returns the phases of the ranks, the pieces, and the merged whole intervals of each name."""
-        if ranks not in self._made:
-            phases = self.run.phases.pick(np.isin(self.run.ranks, list(ranks)))
+    def of(self, ranks: frozenset[int], domain: str) -> Cut:
+        """Returns the phases of the ranks, the pieces, and the merged whole intervals of each name.
+
+        Args:
+            ranks: The ranks whose phases cut a device.
+            domain: Of the device: GPUs are cut where they reached the edges, the rest where the host did.
+        """
+        gpu = domain == "gpu" and self.run.gpu_phases is not self.run.phases
+        if (ranks, gpu) not in self._made:
+            every = self.run.gpu_phases if gpu else self.run.phases
+            phases = every.pick(np.isin(self.run.ranks, list(ranks)))
             whole = union(phases.begin, phases.end, phases.name)
-            self._made[ranks] = (phases, cut(phases, self.run.windows), whole)
-        return self._made[ranks]
+            self._made[ranks, gpu] = (phases, cut(phases, self.run.windows), whole)
+        return self._made[ranks, gpu]
 
     def tokens(self, ranks: frozenset[int] | None) -> Ints:
         """Returns the tokens of each phase, -1 where the rank does not count."""

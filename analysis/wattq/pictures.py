@@ -94,7 +94,7 @@ def _domains(archive: Archive, run: dict[str, Any], found: Found) -> Iterable[_D
         )
         sources = sorted({device.source for device, _ in ours} - {"measured"})
         title = f"{several} ({', '.join(sources)})" if sources else several
-        yield _Domain(title, members, cuts.of(claimed[ours[0][0].device][0])[1])
+        yield _Domain(title, members, cuts.of(claimed[ours[0][0].device][0], ours[0][0].domain)[1])
 
 
 def _picture(archive: Archive, run: dict[str, Any], found: Found) -> RunPicture | None:

@@ -156,9 +156,7 @@ class State:
         self._whole = (self.view.matrix @ problem.together).tocsr()
         self.jittered = self._spread(self._own)
         self.begin_level, self.end_level = self.view.edge_levels(self.watts)
-        self.fixed_part = self._edges()
-        if problem.free_variance.any():
-            self.fixed_part = self.fixed_part + self._spread(problem.free_variance)
+        self._fixed = self._edges() + self._spread(problem.free_variance)
         self.design = np.asarray((self.view.matrix @ problem.membership).todense())
         self.factor = self.factored(noise)
 
@@ -174,8 +172,15 @@ class State:
         end = (self.end_level * seen.end_half) ** 2 / 3
         step = ((self.end_level - self.begin_level) * seen.end_half) ** 2 / 3
         begin = (self.begin_level * seen.begin_half) ** 2 / 3
-        diagonal = np.where(power, step + _POWER_NOISE**2, end + begin + _COUNTER_NOISE**2)
+        own = end + begin
         first = np.flatnonzero(seen.follower >= 0)
+        if self.response.counter_window_seconds is not None:
+            # A counter that looks at a window alone has no edge in common with the next; but how long the
+            # period was that it stands for is known no better than both edges.
+            length = np.where(power, 1.0, seen.end - seen.begin)
+            own = step + (seen.value / length) ** 2 * (seen.begin_half**2 + seen.end_half**2) / 3
+            first = first[:0]
+        diagonal = np.where(power, step + _POWER_NOISE**2, own + _COUNTER_NOISE**2)
         after = seen.follower[first]
         width = int((after - first).max(initial=0))
         rows = np.zeros((width + 1, count))
@@ -190,7 +195,7 @@ class State:
 
     def factored(self, noise: Noise) -> Factor:
         """Returns the factor of the covariance with these variances."""
-        band = self.jittered.scaled(noise.jitter**2) + self.fixed_part
+        band = self.jittered.scaled(noise.jitter**2) + self._fixed
         band.rows[-1] += np.where(self.problem.seen.is_power, noise.power_watts**2, 0.0)
         return Factor(band)
 

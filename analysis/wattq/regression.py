@@ -142,7 +142,7 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
     problem = run.problem(borders)
     prior = plausible(problem, run.power_seconds)
     if measured is None:
-        summits = fit_response(problem, prior, run.power_seconds)
+        summits = fit_response(problem, prior, run.update_seconds, run.power_seconds)
     else:
         prior = Prior(
             measured.response.vector(), np.asarray(np.linalg.inv(measured.covariance), dtype=np.float64)

@@ -21,7 +21,8 @@ _LEAST_CONTEXT = 10
 AGES = (0.004, 0.012, 0.030)
 """Borders of the ages of a phase within which its power may have a mean of its own, seconds."""
 
-_QUARTERS = (0.25, 0.5, 0.75)
+# Power in a phase may slope: so it is cut by its length too, finest where the next one follows.
+_SHARES = (0.25, 0.5, 0.75, 0.9)
 _LEAST_PART_SECONDS = 0.002
 
 
@@ -165,7 +166,7 @@ def _parts(heads: _Heads, most: float, ages: tuple[float, ...]) -> tuple[Ints, F
     offset = place * (length / count)[number]
     whole = np.ones(len(number), dtype=bool)
     borders = [np.full(len(length), border) for border in ages]
-    borders += [share * length for share in _QUARTERS if ages]
+    borders += [share * length for share in _SHARES if ages]
     for border in borders:
         # The rest of a phase that ends just after a border stays with the age before it.
         longer = np.flatnonzero((length - border > _LEAST_PART_SECONDS) & (heads.row != 0))

@@ -36,6 +36,7 @@ class Sensor:
         power_offset_seconds: Where the power's grid lies against the counter's; None: anywhere.
         idle_watts: Power at rest.
         scale: Factor of the reference workload's powers that suits the device.
+        part_time: The counter adds up the means of this share of each period instead of the energy.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Sensor:
     power_offset_seconds: float | None = None
     idle_watts: float = 95.0
     scale: float = 1.0
+    part_time: float | None = None
 
 
 _H100 = Sensor("h100", 0.1, 0.1, 0.025, 0.1, (0.0, 0.001))
@@ -162,7 +164,12 @@ def observe(sensor: Sensor, drawn: Drawn, trace: Trace, rng: np.random.Generator
     first = begin + drawn.counter_phase * drawn.counter_seconds
     update = _grid(first, end, drawn.counter_seconds, sensor.update_jitter_seconds, rng)
     quantum = sensor.counter_quantum_joules
-    joules = 5_000.0 + board.energy(update - drawn.counter_delay_seconds)
+    late = update - drawn.counter_delay_seconds
+    joules = 5_000.0 + board.energy(late)
+    if sensor.part_time is not None:
+        window = sensor.part_time * drawn.counter_seconds
+        means = (board.energy(late) - board.energy(late - window)) / window
+        joules = 5_000.0 + np.cumsum(means * np.diff(update, prepend=update[0]))
     joules = np.floor(joules / quantum) * quantum
     if sensor.tick_seconds is not None:
         read, old, seen = _ticked(update, sensor.tick_seconds, begin, end, rng)

@@ -45,6 +45,7 @@ class Cell:
         shuffled: Steps of 3 to 6 phases of 5 to 300 ms and 100 to 700 W.
         counter_only: The power reading is withheld.
         gain: Of the power reading; None: the device's own.
+        part_time: The counter looks at this share of each period only; None: at all of it.
         judged: Absolute bounds hold (the reference workload on a device with a fine sensor).
     """
 
@@ -56,6 +57,7 @@ class Cell:
     shuffled: bool = False
     counter_only: bool = False
     gain: float | None = None
+    part_time: float | None = None
     judged: bool = False
 
 
@@ -71,7 +73,7 @@ class Trial:
         half: Half-width of its interval.
         limit: Joules by the system solved with the truth about the sensor.
         refused: The phase got no number.
-        total: The answer's sum over the counter, less 1.
+        total: The answer's sum over the counter's rise, less 1.
         attribution_seconds: How long the analysis took, of process time.
     """
 
@@ -95,7 +97,8 @@ def _shuffled(workload: Workload, rng: np.random.Generator) -> Workload:
     return replace(workload, kinds=kinds)
 
 
-def _true_response(drawn: Drawn) -> Response:
+def _true_response(sensor: Sensor, drawn: Drawn) -> Response:
+    window = sensor.part_time and sensor.part_time * drawn.counter_seconds
     return Response(
         drawn.counter_delay_seconds,
         drawn.rise_seconds,
@@ -103,6 +106,7 @@ def _true_response(drawn: Drawn) -> Response:
         drawn.window_seconds or 0.03,
         drawn.gain,
         drawn.offset_watts,
+        window,
     )
 
 
@@ -134,6 +138,7 @@ def try_once(cell: Cell, seed: int) -> Trial:
     rng = np.random.default_rng(seed)
     sensor = SENSORS[cell.sensor]
     sensor = sensor if cell.gain is None else replace(sensor, gain=cell.gain)
+    sensor = replace(sensor, part_time=cell.part_time)
     drawn = draw(sensor, rng)
     measured = _measured(sensor, drawn, rng) if cell.response == "calibrated" else None
     workload = _shuffled(cell.workload, rng) if cell.shuffled else cell.workload
@@ -157,11 +162,12 @@ def try_once(cell: Cell, seed: int) -> Trial:
         counter,
         power,
         limit_watts,
-        Fit(_true_response(drawn), _nothing(), noise, _no(), 0.0),
+        Fit(_true_response(sensor, drawn), _nothing(), noise, _no(), 0.0),
         aged=found.age_share,
     )
     counts = np.bincount(pieces.row, minlength=len(pieces.rows))
-    total = float(trace.truth.sum())
+    ends = counter.at(np.array([pieces.start[0], pieces.stop[-1]]))
+    total = float(ends[1] - ends[0])
     return Trial(
         tuple(name for name in pieces.rows if name != OUTSIDE),
         (shares.seconds / counts)[keep],
@@ -286,6 +292,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "nesting": {"workload": Workload(nested=True)},
     "counter_only": {"counter_only": True},
     "gain_4_off": {"gain": 1.04},
+    "part_time": {"part_time": 0.25},
 }
 
 
