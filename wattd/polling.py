@@ -198,9 +198,8 @@ class Poller:
         before = self._before
         if line.hung is not None or (line.failed_nano and before < line.retry_nano and not line.followers):
             return True
-        away = line.away
-        if away:
-            self._fail(line, before, line.health.fault or away)
+        if (line.is_lost or line.health.stuck) and line.away:
+            self._fail(line, before, line.health.fault or line.away)
             return True
         call = self.guard.enter(line, before)
         self._ask(call)

@@ -195,17 +195,18 @@ class Sampler(Listener):
 
     def _write_news(self, now: int, *, must: bool) -> None:
         """Write what is new; edges of followed devices together, for many small lines take much room."""
-        is_due = must
-        if self.poller.has_followed_news:
+        poller, is_due = self.poller, must
+        if poller.has_followed_news:
             self._news_nano = self._news_nano or now
             # With a tick's record if there is one: the next tick may be too late.
-            age = now - self._news_nano + (self._tick_nano if self.poller.has_news else 0)
+            age = now - self._news_nano + (self._tick_nano if poller.has_news else 0)
             is_due = is_due or age >= self._batch_nano
+        if not poller.has_news and not (is_due and poller.has_followed_news):
+            return
         if is_due:
             self._news_nano = 0
-        news = self.poller.take_news(followed=is_due)
-        if news:
-            self._ring.write(encode_tick(now, news.energies, news.powers, news.calls))
+        news = poller.take_news(followed=is_due)
+        self._ring.write(encode_tick(now, news.energies, news.powers, news.calls))
 
     def _longest_batch(self) -> int:
         """So long edges may wait for others: no quantity is to change twice meanwhile."""

@@ -8,7 +8,7 @@ from itertools import count
 from wattd.edges import FAR_NANO
 from wattd.line import Line
 
-TOGETHER_NANO = 150_000
+TOGETHER_NANO = 300_000
 """What is due this soon is read with what is due: a wake costs more than a reading."""
 
 
