@@ -26,6 +26,7 @@ RING_SECONDS = 60
 _DEVICES_EVERY_SECONDS = 10
 _LATE_GAP_NANO = NANOSECONDS_PER_SECOND
 _BATCH_NANO = 50_000_000
+_FOLLOWED_HZ = 100
 _CONTROL_DEVICES = 256
 
 
@@ -315,7 +316,8 @@ def ring_bytes(config: Config, devices: int) -> int:
     """Size of a ring that holds a minute of records."""
     a_tick = 64 + 64 * devices
     a_second = 4096 + 512 * devices
-    return int(RING_SECONDS * (config.hz * a_tick + a_second))
+    # Followed devices bring as much as a hundred ticks, however slow the tick is.
+    return int(RING_SECONDS * (max(config.hz, _FOLLOWED_HZ) * a_tick + a_second))
 
 
 def make_control() -> Control:

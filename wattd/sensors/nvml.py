@@ -171,6 +171,9 @@ class Nvml:
             SensorUnavailableError: No driver, no GPU, or no right to it.
         """
         count = self._initialise()
+        if not hasattr(pynvml.nvmlLib, "nvmlDeviceGetFieldValues"):
+            self.close()
+            raise SensorUnavailableError("this NVIDIA driver has no field values", "install a newer driver")
         faults = list[str]()
         for index in range(count):
             try:
