@@ -6,6 +6,7 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
+from wattq.clocks import Clock
 from wattq.counter import NANO, Counter, Device, Floats, Ints
 from wattq.evidence import Series
 from wattq.fit import Fit
@@ -47,6 +48,7 @@ class Attributed:
 def attribute(
     counter: Counter,
     power: Series,
+    clock: Clock,
     device: Device,
     *,
     cut: tuple[Phases, Pieces, tuple[Ints, Ints, Ints]],
@@ -59,6 +61,7 @@ def attribute(
     Args:
         counter: The device's counter.
         power: Its power reading; empty where it shows none.
+        clock: Its clock; empty where it has none.
         device: What it is.
         cut: The phases, the run cut into rows, and the merged whole intervals of each name.
         gaps: Recorded gaps, one row (begin, end) each, monotonic nanoseconds.
@@ -81,7 +84,8 @@ def attribute(
             f"{seen} readings are too few for a regression ({_LEAST_READINGS} are needed)"
         )
     groups, names = groups_of(phases, pieces, whole)
-    run = Run(pieces, groups, near, power, limit_watts=device.power_limit_watts, gaps=gaps)
+    states = clock.states(begin, end, (pieces.start + pieces.stop) // 2)
+    run = Run(pieces, groups, near, power, limit_watts=device.power_limit_watts, gaps=gaps, states=states)
     try:
         # The matrices are small: threads would wait for each other far longer than they work.
         with threadpool_limits(limits=1, user_api="blas"):

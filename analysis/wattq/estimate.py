@@ -11,6 +11,7 @@ from wattq import readings
 from wattq.attribution import Attributed, NotApplicableError, attribute
 from wattq.calibrations import Measured, measured_responses
 from wattq.choice import GOOD_ENOUGH, choose, worst
+from wattq.clocks import Clock
 from wattq.counter import Counter, Device, Ints, Readings, locate
 from wattq.evidence import Series, power_series
 from wattq.loading import Chosen, Cuts, boots, claims, gaps_of, load_run, sums
@@ -195,27 +196,28 @@ def _powers(
     connection: duckdb.DuckDBPyConnection,
     segments: Iterable[Segment],
     books: dict[tuple[str, str, str], _Books],
-) -> dict[tuple[str, str, str], Series]:
-    """Returns the power readings of the devices by (node, boot_id, device)."""
+) -> dict[tuple[str, str, str], tuple[Series, Clock]]:
+    """Returns the power readings and clocks of the devices by (node, boot_id, device)."""
     asked: dict[tuple[str, str], set[str]] = {}
     for book in books.values():
         for part in book.parts:
             asked.setdefault(part.place, set()).add(book.device.device)
-    found: dict[tuple[str, str, str], Series] = {}
+    found: dict[tuple[str, str, str], tuple[Series, Clock]] = {}
     for (node, boot_id), names in asked.items():
         chosen = [
             part
             for part in segments
             if part.kind == "samples" and (part.node, part.boot_id) == (node, boot_id)
         ]
-        evidence = readings.fetch(connection, chosen, powers=names).evidence
-        found |= {(node, boot_id, name): power_series(one) for name, one in evidence.items()}
+        shown = readings.fetch(connection, chosen, powers=names)
+        for name, one in shown.evidence.items():
+            found[node, boot_id, name] = (power_series(one), shown.clocks[name])
     return found
 
 
 def _second(
     book: _Books,
-    powers: dict[tuple[str, str, str], Series],
+    powers: dict[tuple[str, str, str], tuple[Series, Clock]],
     measured: Measured | None,
     overlap: list[dict[str, Any]],
     estimator: str,
@@ -225,7 +227,7 @@ def _second(
         attributed = [
             attribute(
                 part.counter,
-                powers[(*part.place, book.device.device)],
+                *powers[(*part.place, book.device.device)],
                 book.device,
                 cut=part.cuts.of(part.ranks, book.device.domain),
                 gaps=part.gaps,

@@ -48,7 +48,7 @@ READING = """
     {type: 'VARCHAR', monotonic_nano: 'BIGINT', device: 'INTEGER[]', energy_joules: 'DOUBLE[]',
      old_us: 'DOUBLE[]', read_us: 'DOUBLE[]', power_device: 'INTEGER[]', power_watts: 'DOUBLE[]',
      power_old_us: 'DOUBLE[]', power_read_us: 'DOUBLE[]',
-     gpus: 'STRUCT("number" INTEGER, power_limit_watts DOUBLE)[]'}
+     gpus: 'STRUCT("number" INTEGER, power_limit_watts DOUBLE, sm_clock_hertz DOUBLE)[]'}
 """
 
 # In the form that json_transform wants, as it is asked of one line.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import duckdb
 import numpy as np
 
+from wattq.clocks import Clock
 from wattq.counter import Bools, Device, Floats, Ints, Readings, thinned
 from wattq.evidence import Evidence
 from wattq.lines import READING, nanoseconds
@@ -17,9 +18,11 @@ Columns = tuple[Ints, Ints, Floats]
 
 # DuckDB works outside the interpreter's lock.
 _THREADS = 2
+# Columns that grow get a share of this more than they need.
+_SPARE = 8
 
 # What a row of the query below is.
-_TORN, _TICK, _SECOND, _POWER, _RANGE, _LIMIT = range(6)
+_TORN, _TICK, _SECOND, _POWER, _RANGE, _LIMIT, _CLOCK = range(7)
 
 
 def _unnested(kind: str, prefix: str, device: str, value: str) -> str:
@@ -71,6 +74,13 @@ _RANGES = f"""
 """  # noqa: S608 fixed words
 
 
+_CLOCKS = f"""
+    select {_CLOCK}, gpu.number, gpu.sm_clock_hertz, null, monotonic_nano, -1
+    from (select monotonic_nano, unnest(gpus) as gpu from lines where type = 'state')
+    where gpu.sm_clock_hertz is not null
+"""  # noqa: S608 fixed words
+
+
 @dataclass
 class NodeReadings:
     """What one boot of one node read.
@@ -78,6 +88,7 @@ class NodeReadings:
     Attributes:
         readings: Readings by device.
         evidence: The readings with the power readings beside them, by device; of the devices asked for alone.
+        clocks: The GPUs' clocks, likewise of those asked for alone.
         power_watts: Lowest and highest power reading by device, watts; without those that reported none.
         power_limit_watts: Highest power limit by device, watts; without those that reported none.
         torn_lines: Lines that could not be read.
@@ -85,6 +96,7 @@ class NodeReadings:
 
     readings: dict[str, Readings] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
+    clocks: dict[str, Clock] = field(default_factory=dict)
     power_watts: dict[str, tuple[float, float]] = field(default_factory=dict)
     power_limit_watts: dict[str, float] = field(default_factory=dict)
     torn_lines: int = 0
@@ -96,6 +108,7 @@ class _Part:
 
     energies: dict[str, Columns]
     powers: dict[str, Columns]
+    clocks: dict[str, Columns]
     power_watts: dict[str, tuple[float, float]]
     power_limit_watts: dict[str, float]
     torn_lines: int
@@ -104,7 +117,8 @@ class _Part:
 def _read(cursor: duckdb.DuckDBPyConnection, segment: Segment, asked: Collection[str]) -> _Part:
     """Reads a segment in one pass: parsing is what costs."""
     names = {device["number"]: device["device"] for device in segment.devices}
-    wanted = [_ENERGIES, _RANGES] if set(asked).isdisjoint(names.values()) else [_ENERGIES, _RANGES, _POWERS]
+    wanted = [_ENERGIES, _RANGES]
+    wanted += [] if set(asked).isdisjoint(names.values()) else [_POWERS, _CLOCKS]
     lines = f"select * exclude (filename) from {reader([segment.path], READING)}"  # noqa: S608 quoted
     cursor.execute(f"with lines as materialized ({lines}) {' union all '.join(wanted)}")
     columns = {name: np.ma.getdata(column) for name, column in cursor.fetchnumpy().items()}
@@ -133,20 +147,40 @@ def _read(cursor: duckdb.DuckDBPyConnection, segment: Segment, asked: Collection
         for what, row in ((what, kind == what) for what in (_RANGE, _LIMIT))
     }
     energies = readings(told & ((kind == _TICK) | (kind == _SECOND)), names)
+    numbers = [place for place, name in names.items() if name in asked]
     return _Part(
         {name: thinned(*found) for name, found in energies.items()},
-        readings(told & (kind == _POWER), [place for place, name in names.items() if name in asked]),
+        readings(told & (kind == _POWER), numbers),
+        readings(told & (kind == _CLOCK), numbers),
         {name: (float(low), float(high)) for name, low, high in ranges[_RANGE]},
         {name: float(limit) for name, limit, _ in ranges[_LIMIT]},
         int((kind == _TORN).sum()),
     )
 
 
-def _joined(parts: list[Columns]) -> Columns:
-    if not parts:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float64)
-    read, old, value = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return read, old, value
+class _Growing:
+    """Columns that grow in place: a list of parts and its sum would be there together, twice a node-day."""
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._read = np.zeros(0, dtype=np.int64)
+        self._old = np.zeros(0, dtype=np.int64)
+        self._value = np.zeros(0, dtype=np.float64)
+
+    def extend(self, columns: Columns) -> None:
+        length = self._length + len(columns[0])
+        for grown, part in zip((self._read, self._old, self._value), columns, strict=True):
+            if len(grown) < length:
+                # A view of it would see memory that is no longer there; nobody has one.
+                grown.resize(length + length // _SPARE, refcheck=False)
+            grown[self._length : length] = part
+        self._length = length
+
+    def columns(self) -> Columns:
+        """Returns the columns; nothing can be added then."""
+        for grown in (self._read, self._old, self._value):
+            grown.resize(self._length, refcheck=False)
+        return self._read, self._old, self._value
 
 
 def fetch(
@@ -157,31 +191,30 @@ def fetch(
     Args:
         connection: DuckDB; each segment is read through a cursor of its own.
         segments: Segments of samples.
-        powers: Names of the devices whose power readings are wanted too, in `evidence`.
+        powers: Names of the devices whose power readings and clocks are wanted too.
 
     Raises:
         duckdb.IOException: A segment is gone; it may have been compressed in the meantime.
     """
-    node, energies = NodeReadings(), dict[str, list[Columns]]()
-    shown: dict[str, list[Columns]] = {name: [] for name in powers}
+    node, energies = NodeReadings(), dict[str, _Growing]()
+    shown = {name: _Growing() for name in powers}
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         for part in pool.map(lambda part: _read(connection.cursor(), part, powers), segments):
             for name, columns in part.energies.items():
-                energies.setdefault(name, []).append(columns)
+                energies.setdefault(name, _Growing()).extend(columns)
             for name, columns in part.powers.items():
-                shown[name].append(columns)
+                shown[name].extend(columns)
             for name, (low, high) in part.power_watts.items():
                 lowest, highest = node.power_watts.get(name, (low, high))
                 node.power_watts[name] = (min(low, lowest), max(high, highest))
             for name, limit in part.power_limit_watts.items():
                 node.power_limit_watts[name] = max(limit, node.power_limit_watts.get(name, limit))
             node.torn_lines += part.torn_lines
-    for name in list(energies):
-        node.readings[name] = Readings(*_joined(energies.pop(name)))
-    nothing = Readings(*_joined([]))
+    node.readings = {name: Readings(*found.columns()) for name, found in energies.items()}
+    nothing = Readings(*_Growing().columns())
     for name, found in shown.items():
         raw = node.readings.get(name, nothing)
-        node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *_joined(found))
+        node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *found.columns())
     return node
 
 

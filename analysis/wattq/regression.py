@@ -63,6 +63,7 @@ class Run:
         power: The power reading's edges likewise.
         limit_watts: The device's power limit; None: not known.
         gaps: Recorded gaps, one row (begin, end) each, monotonic nanoseconds; no reading across one is used.
+        states: State of the device's clock in each piece; None: it did not change.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class Run:
         *,
         limit_watts: float | None,
         gaps: Ints | None = None,
+        states: Ints | None = None,
     ) -> None:
+        self._states = states
         self._pieces, self._groups = pieces, groups
         origin = int(pieces.start[0])
         self.power_seconds = power.period_seconds
@@ -93,7 +96,12 @@ class Run:
         """Returns the run cut into stretches, by age as well if so asked."""
         if aged not in self._cuts:
             self._cuts[aged] = cut_stretches(
-                self._pieces, self._groups, self.update_seconds, self.margin_seconds, AGES if aged else ()
+                self._pieces,
+                self._groups,
+                self.update_seconds,
+                self.margin_seconds,
+                AGES if aged else (),
+                states=self._states,
             )
         return self._cuts[aged]
 

@@ -84,10 +84,12 @@ class _Heads:
     kind: Ints
 
 
-def _kinds(row: Ints) -> Ints:
-    """Numbers the kinds: a row, split by the row before it where each such pair is frequent enough."""
+def _kinds(row: Ints, state: Ints | None) -> Ints:
+    """Numbers the kinds: a row, split by the row before it and by state where that is frequent enough."""
     before = np.append(-1, row[:-1])
     pair = row * (int(row.max()) + 2) + before + 1
+    if state is not None:
+        pair = pair * (int(state.max()) + 1) + state
     _, number, count = np.unique(pair, return_inverse=True, return_counts=True)
     number = number.reshape(-1)
     frequent = count[number] >= _LEAST_CONTEXT
@@ -101,6 +103,8 @@ def cut_stretches(
     update_seconds: float,
     margin_seconds: float,
     ages: tuple[float, ...] = (),
+    *,
+    states: Ints | None = None,
 ) -> Stretches:
     """Cuts a run, and a margin before and after it, into stretches of one power.
 
@@ -110,6 +114,7 @@ def cut_stretches(
         update_seconds: Usual time between observations.
         margin_seconds: How much before and after the run shares observations with it.
         ages: Borders of ages, seconds; empty: power within a phase is constant.
+        states: State of the device's clock in each piece; a phase has a mean power in each.
     """
     origin = pieces.start[0]
     start, stop = (pieces.start - origin) / NANO, (pieces.stop - origin) / NANO
@@ -117,7 +122,12 @@ def cut_stretches(
     owner = np.cumsum(~tiny) - 1
     head = np.flatnonzero(~tiny)
     last = np.append(head[1:] - 1, len(start) - 1)
-    heads = _Heads(start[head], stop[last], pieces.row[head], _kinds(pieces.row[head]))
+    heads = _Heads(
+        start[head],
+        stop[last],
+        pieces.row[head],
+        _kinds(pieces.row[head], None if states is None else states[head]),
+    )
     most = max(_MOST_UPDATES * update_seconds, _LEAST_MOST_SECONDS)
     number, begin, instance, age = _parts(heads, most, ages)
     following = np.append(number[1:] == number[:-1], False)

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from wattq.attribution import attribute, groups_of
 from wattq.calibration import calibrate
+from wattq.clocks import Clock
 from wattq.counter import Counter, Device, Floats, Ints, Readings, locate
 from wattq.evidence import Evidence, Series, power_series
 from wattq.fit import Fit
@@ -29,6 +30,7 @@ CALIBRATION_SECONDS = 120.0
 _LIMIT_WATTS = 700.0
 _LONG_SECONDS = 0.030
 _REFERENCE = Workload()
+_NO_CLOCK = Clock(np.zeros(0, dtype=np.int64), np.zeros(0))
 _NO_GAPS: Ints = np.zeros((0, 2), dtype=np.int64)
 
 
@@ -150,7 +152,9 @@ def try_once(cell: Cell, seed: int) -> Trial:
     cut = (phases, pieces, union(phases.begin, phases.end, phases.name))
     overlap = share(counter, device, pieces, _NO_GAPS)
     begin = time.process_time()
-    found = attribute(counter, power, device, cut=cut, gaps=_NO_GAPS, overlap=overlap, measured=measured)
+    found = attribute(
+        counter, power, _NO_CLOCK, device, cut=cut, gaps=_NO_GAPS, overlap=overlap, measured=measured
+    )
     took = time.process_time() - begin
     shares = found.shares
     half = np.hypot(shares.statistical, shares.response)
