@@ -1,6 +1,7 @@
 """The counter of one device as evidence: its edges, what power is plausible, and where it is blind."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +111,15 @@ class Counter:
         ends[~touch] = self.at(stop[~touch])
         return np.asarray(ends - moments[:-1])
 
+    @cached_property
+    def extreme_means(self) -> tuple[float, float]:
+        """Lowest and highest mean power of an interval between edges, watts; `nan` when there is none."""
+        span = np.diff(self.edge) / NANO
+        # A short interval's mean is mostly the error of its two edges.
+        usual = span >= self.period / NANO / 2
+        means = np.diff(self.energy)[usual] / span[usual]
+        return (float(means.min()), float(means.max())) if len(means) else (float("nan"), float("nan"))
+
     def power(self, interval: Ints) -> Floats:
         """Returns the mean power from edge `interval` to the next, watts."""
         span = (self.edge[interval + 1] - self.edge[interval]) / NANO
@@ -169,18 +179,25 @@ def locate(readings: Readings, update_nano: int | None = None) -> Counter:
         update_nano: Nominal update period of the sensor, nanoseconds.
     """
     read, old, energy = in_order(readings.read, readings.old, readings.energy)
-    before, news = np.concatenate([read[:1], read[:-1]]), _is_news(energy)
-    read, old, energy, before = read[news], old[news], energy[news], before[news]
-    usual = int(np.median(np.diff(read))) if len(read) > 1 else (update_nano or 0)
-    unknown = old == UNKNOWN
-    old = np.where(unknown, np.maximum(read - usual, np.where(before < read, before, read - usual)), old)
+    news = np.flatnonzero(_is_news(energy))
+    # Nearly always all of it: then a node-day is not copied.
+    whole = len(news) == len(read)
+    before = read[news[old[news] == UNKNOWN] - 1]
+    read, old, energy = (read, old.copy(), energy) if whole else (read[news], old[news], energy[news])
+    unknown = np.flatnonzero(old == UNKNOWN)
+    if len(unknown):
+        usual = int(np.median(np.diff(read))) if len(read) > 1 else (update_nano or 0)
+        earliest, seen = read[unknown] - usual, before < read[unknown]
+        old[unknown] = np.where(seen & (unknown > 0), np.maximum(before, earliest), earliest)
     if update_nano:
-        old = np.maximum(old, read - update_nano)
-    edge = old + (read - old) // 2
-    rising = np.concatenate(
-        [np.ones(min(len(edge), 1), dtype=bool), edge[1:] > np.maximum.accumulate(edge)[:-1]]
-    )
-    edge, bracket, energy = edge[rising], (read - old)[rising], energy[rising]
+        np.maximum(old, read - update_nano, out=old)
+    bracket = read - old
+    edge = old
+    edge += bracket >> 1
+    rising = np.ones(len(edge), dtype=bool)
+    rising[1:] = edge[1:] > np.maximum.accumulate(edge)[:-1]
+    if not rising.all():
+        edge, bracket, energy = edge[rising], bracket[rising], energy[rising]
     period = int(np.median(np.diff(edge))) if len(edge) > 1 else 0
     return Counter(edge, bracket, energy, period, readings.low_watts, readings.high_watts)
 
@@ -197,11 +214,7 @@ def power_bounds(counter: Counter, limit_watts: float | None, *, blurred: bool) 
         limit_watts: The device's power limit; `None` when it is not known.
         blurred: Most of the time lies in updates that phases share.
     """
-    span = np.diff(counter.edge) / NANO
-    # A short interval's mean is mostly the error of its two edges.
-    usual = span >= counter.period / NANO / 2
-    means = np.diff(counter.energy)[usual] / span[usual]
-    seen = np.append(means, [counter.low_watts, counter.high_watts])
+    seen = np.array([*counter.extreme_means, counter.low_watts, counter.high_watts])
     seen = seen[~np.isnan(seen)]
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 0.0)
     margin = 0.25 * (high - low) + 0.05 * high
