@@ -17,6 +17,7 @@ PARTS: dict[str, str] = {
     "sampler": "bench.sampler",
     "archive": "bench.archive",
     "scrape": "bench.scrape",
+    "attribution": "bench.attribution",
 }
 """Name of each part -> its module, whose `measure()` yields results."""
 

@@ -340,6 +340,11 @@ def _write(root: Path, node: _Node, number: int, kind: str) -> None:
     compress(segment.path)
 
 
+def phases(plan: Plan) -> int:
+    """Returns how many phases all ranks of a plan have."""
+    return plan.steps * len(PHASES) * _GPUS
+
+
 def make(plan: Plan) -> Path:
     """Returns the archive of a plan, which is made where an earlier run has not left it.
 
