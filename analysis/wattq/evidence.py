@@ -76,5 +76,6 @@ def power_series(evidence: Evidence) -> Series:
     order = np.argsort(read, kind="stable")
     read, old, value = read[order], old[order], evidence.power_watts[good][order]
     moment = old + (read - old) // 2
-    rising = np.append(True, np.diff(moment) > 0) if len(moment) else np.zeros(0, dtype=bool)
+    rising = np.ones(len(moment), dtype=bool)
+    rising[1:] = moment[1:] > np.maximum.accumulate(moment)[:-1]
     return Series(moment[rising], (read - old)[rising], value[rising])

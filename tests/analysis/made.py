@@ -63,7 +63,8 @@ def make(rng: np.random.Generator, *, kinds: int = 4, seconds: float = 0.6) -> M
 
 
 def _seen(rng: np.random.Generator, end: float, response: Response) -> Observations:
-    first = 0.11
+    # Brackets and all lie well inside what is known.
+    first, end = 0.11, end - 0.01
     counter = np.arange(first, end, 0.04) + rng.integers(-20, 20, len(np.arange(first, end, 0.04))) * GRID
     power = np.arange(first + 0.013, end, 0.05)
     half = rng.integers(1, 20, len(counter)) * GRID
