@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 
 from wattq.clocks import Clock
-from wattq.counter import Bools, Device, Floats, Ints, Readings, thinned
+from wattq.counter import Bools, Device, Floats, Ints, Readings, in_order, thinned
 from wattq.evidence import Evidence
 from wattq.lines import READING, nanoseconds
 from wattq.segments import Segment, reader
@@ -72,7 +72,6 @@ _RANGES = f"""
     from (select unnest(gpus) as gpu from lines where type = 'state')
     where gpu.power_limit_watts is not null group by gpu.number
 """  # noqa: S608 fixed words
-
 
 _CLOCKS = f"""
     select {_CLOCK}, gpu.number, gpu.sm_clock_hertz, null, monotonic_nano, -1
@@ -197,13 +196,15 @@ def fetch(
         duckdb.IOException: A segment is gone; it may have been compressed in the meantime.
     """
     node, energies = NodeReadings(), dict[str, _Growing]()
-    shown = {name: _Growing() for name in powers}
+    shown, clocks = {name: _Growing() for name in powers}, {name: _Growing() for name in powers}
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         for part in pool.map(lambda part: _read(connection.cursor(), part, powers), segments):
             for name, columns in part.energies.items():
                 energies.setdefault(name, _Growing()).extend(columns)
             for name, columns in part.powers.items():
                 shown[name].extend(columns)
+            for name, columns in part.clocks.items():
+                clocks[name].extend(columns)
             for name, (low, high) in part.power_watts.items():
                 lowest, highest = node.power_watts.get(name, (low, high))
                 node.power_watts[name] = (min(low, lowest), max(high, highest))
@@ -215,6 +216,9 @@ def fetch(
     for name, found in shown.items():
         raw = node.readings.get(name, nothing)
         node.evidence[name] = Evidence(raw.read, raw.old, raw.energy, *found.columns())
+    for name, found in clocks.items():
+        nano, _, hertz = in_order(*found.columns())
+        node.clocks[name] = Clock(nano, hertz)
     return node
 
 

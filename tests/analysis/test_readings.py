@@ -97,3 +97,27 @@ def test_device_without_power_has_evidence_without_power(study: Study) -> None:
     evidence = fetched(study.writer.write(), ("package-0",)).evidence["package-0"]
     assert len(evidence.energy_joules) > 100
     assert evidence.power_watts.size == evidence.power_read_nano.size == evidence.power_old_nano.size == 0
+
+
+def test_clock_of_a_gpu_is_fetched_with_its_power(writer: ArchiveWriter) -> None:
+    """Who asks for a device's power gets its clock too, in order; one without a clock has an empty one."""
+    writer.samples = [
+        {"type": "state", "monotonic_nano": nano, "gpus": [{"number": 0, "sm_clock_hertz": hertz}]}
+        for nano, hertz in ((START + 2, 1.2e9), (START, 1.7e9))
+    ]
+    clocks = fetched(writer.write(segments=2), ("GPU-a", "GPU-b")).clocks
+    assert clocks["GPU-a"].nano.tolist() == [START, START + 2]
+    assert clocks["GPU-a"].hertz.tolist() == [1.7e9, 1.2e9]
+    assert clocks["GPU-b"].nano.size == clocks["GPU-b"].hertz.size == 0
+
+
+def test_columns_that_grow_keep_what_they_hold(writer: ArchiveWriter) -> None:
+    """However many segments a day has, their readings stand one after the other."""
+    writer.samples = [
+        tick(START + number * MILLI, device=[0], energy_joules=[float(number)], old_us=[-900])
+        for number in range(60)
+    ]
+    readings = fetched(writer.write(segments=30)).readings["GPU-a"]
+    assert readings.energy.tolist() == [float(number) for number in range(60)]
+    assert readings.read.tolist() == [START + number * MILLI for number in range(60)]
+    assert readings.old.tolist() == [START + number * MILLI - 900_000 for number in range(60)]
