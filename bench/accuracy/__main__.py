@@ -29,10 +29,19 @@ RESULTS = _HERE.parent / "accuracy.json"
 _CHUNK = 10
 
 
+_ESTIMATOR = (
+    "attribution calibration clocks counter evidence fit mixed observations overlap problem regression "
+    "response stretches sweep"
+)
+_HARNESS = "simulator virtual workload"
+
+
 def _source_sha256() -> str:
-    """Returns what the cells depend on: the analysis and this harness."""
+    """Returns what the cells depend on: the estimator and the simulator."""
     digest = hashlib.sha256()
-    for path in sorted([*(_ROOT / "analysis" / "wattq").glob("*.py"), *_HERE.glob("*.py")]):
+    analysis = _ROOT / "analysis" / "wattq"
+    paths = [analysis / f"{name}.py" for name in _ESTIMATOR.split()]
+    for path in paths + [_HERE / f"{name}.py" for name in _HARNESS.split()]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
