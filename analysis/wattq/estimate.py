@@ -97,13 +97,8 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
     books, torn = _gather(connection, segments, chosen)
     overlaps = {key: _account(book) for key, book in books.items()}
     said = {key: rows(account) for key, account in overlaps.items()}
-    choices = dict.fromkeys(books, "overlap")
-    wanted = _wanted(said, chosen.estimator)
-    choices |= {
-        key: f"overlap: every phase is known to {GOOD_ENOUGH:.0%}" for key in books if key not in wanted
-    }
-    if chosen.estimator == "overlap":
-        choices = dict.fromkeys(books, "overlap, as asked")
+    choices = {key: _without(found, chosen.estimator) for key, found in said.items()}
+    wanted = [key for key in books if not choices[key]]
     powers = _powers(connection, segments, {key: books[key] for key in wanted})
     responses = measured_responses(connection, segments) if wanted else {}
     for key in wanted:
@@ -183,13 +178,15 @@ def _add(sums_so_far: dict[str, Any], more: dict[str, Any]) -> None:
         sums_so_far[name] = sums_so_far.get(name, 0) + amount
 
 
-def _wanted(
-    said: dict[tuple[str, str, str], list[dict[str, Any]]], estimator: str
-) -> list[tuple[str, str, str]]:
-    """Returns the accounts that the regression shall have a look at."""
+def _without(found: list[dict[str, Any]], estimator: str) -> str:
+    """Returns why the regression need not look at an account, or an empty text."""
     if estimator == "overlap":
-        return []
-    return [key for key, found in said.items() if estimator == "regression" or worst(found) > GOOD_ENOUGH]
+        return "overlap, as asked"
+    if estimator == "regression":
+        return ""
+    if any(row["source"] == "estimated" for row in found):
+        return "overlap: what is estimated is no better known by a second estimate"
+    return f"overlap: every phase is known to {GOOD_ENOUGH:.0%}" if worst(found) <= GOOD_ENOUGH else ""
 
 
 def _powers(
