@@ -101,19 +101,22 @@ def climb(problem: Problem, fit: Fit, prior: Prior, rounds: int, *, noise_rounds
         rounds: Most steps.
         noise_rounds: Before which steps the variances are searched for anew.
     """
-    best = fit
+    best = replace(fit, objective=np.inf)
     response, means, noise = fit.response, fit.means, fit.noise
     for turn in range(rounds):
-        state = State(problem, response, means, noise)
-        if turn in noise_rounds:
-            noise = _noise_at(state)
+        try:
             state = State(problem, response, means, noise)
-        here = response.vector()
-        objective = state.solve().objective + _penalty(here, prior)
-        joint = state.solve_with_response(prior)
+            if turn in noise_rounds:
+                noise = _noise_at(state)
+                state = State(problem, response, means, noise)
+            here = response.vector()
+            objective = state.solve().objective + _penalty(here, prior)
+            joint = state.solve_with_response(prior)
+        except np.linalg.LinAlgError:
+            break  # the step went to where nothing has a solution: what was found before it stands
         means, step = joint.mean[: len(means)], joint.mean[len(means) :]
         settled = turn > max(noise_rounds, default=1) and abs(best.objective - objective) < _SETTLED
-        if objective < best.objective or turn == 0 or turn in noise_rounds:
+        if objective < best.objective or turn in noise_rounds:
             covariance = joint.covariance[len(means) :, len(means) :]
             best = Fit(response, covariance, noise, means, objective)
         if settled:
