@@ -27,6 +27,8 @@ _ROOT = _HERE.parents[1]
 _BUILD = _ROOT / "build" / "accuracy"
 RESULTS = _HERE.parent / "accuracy.json"
 _CHUNK = 10
+_LEAST_OF_FEW = 0.8
+"""Least coverage of the 50 intervals of ten trials: chance goes below it less than once in 1,000."""
 
 
 _ESTIMATOR = (
@@ -93,6 +95,19 @@ def _virtual(*, quick: bool) -> Iterator[dict[str, Any]]:
             yield found
 
 
+def _lenient(cell: dict[str, Any]) -> dict[str, Any]:
+    """Returns a cell of few trials, judged as far as so few can tell."""
+    if cell["kind"] != "virtual_time":
+        return cell
+    most = 1.3 if cell["response"] == "calibrated" else 4.0
+    verdicts = {
+        "times_limit": cell["times_limit"] <= 1.5 * most,
+        "coverage": cell["covered_ratio"] >= _LEAST_OF_FEW,
+        "totals": cell["verdicts"]["totals"],
+    }
+    return {**cell, "verdicts": verdicts, "ok": all(verdicts.values())}
+
+
 def _real(*, quick: bool) -> Iterator[dict[str, Any]]:
     from bench.accuracy.realtime import measure  # noqa: PLC0415 - builds a library and starts a daemon
 
@@ -114,7 +129,8 @@ def main() -> int:
     found = []
     for name, cells in (("virtual", _virtual), ("real", _real)):
         if part in {"", name}:
-            for cell in cells(quick=quick):
+            for measured in cells(quick=quick):
+                cell = _lenient(measured) if quick else measured
                 print(tables.line(cell), flush=True)
                 found.append(cell)
     results = _BUILD / "quick.json" if quick else RESULTS
