@@ -18,8 +18,11 @@ _LEAST_READINGS = 20
 _AROUND_NANO = 2 * NANO
 # A mean power that is known no better than to this share of what the device can draw is not known.
 _LEAST_KNOWN = 0.25
-# Phases whose begins lie this close together within the sensor's period meet its updates always alike.
-_LOCKED = 0.9
+# Phases that begin this much at the same places between updates, at most so many, meet them always alike.
+_LOCKED, _PLACES = 0.9, 4
+_LEAST_BEGINS = 3
+# A phase of so many updates has some for itself, wherever they are.
+_LONG_UPDATES = 5.0
 
 
 class NotApplicableError(Exception):
@@ -105,7 +108,8 @@ def attribute(
         statistical=np.maximum(found.statistical[:rows], moved),
         response=found.response[:rows],
     )
-    reasons = _reasons(pieces, shares, run)
+    grids = (near.edge, power.moment) if len(power.moment) > 1 else (near.edge,)
+    reasons = _reasons(pieces, shares, run, grids)
     inclusive = dict(zip(names, found.joules[rows:].tolist(), strict=True))
     return Attributed(shares, reasons, inclusive, fitted_from_run=measured is None, age_share=age_share)
 
@@ -165,29 +169,42 @@ def close(joules: Floats, width: Floats, total: float) -> tuple[Floats, Floats]:
     return closed, moved
 
 
-def _reasons(pieces: Pieces, shares: Shares, run: Run) -> dict[str, str]:
+def _reasons(pieces: Pieces, shares: Shares, run: Run, grids: tuple[Ints, ...]) -> dict[str, str]:
     """Returns the rows that the readings do not tell from their neighbours, and why."""
     found = {}
     for number, name in enumerate(pieces.rows):
         seconds = shares.seconds[number]
-        half = float(np.hypot(shares.statistical[number], shares.response[number]))
-        if name == OUTSIDE or not seconds or half <= _LEAST_KNOWN * run.most_watts * seconds:
+        if name == OUTSIDE or not seconds:
             continue
-        begins = pieces.start[pieces.row == number]
-        found[name] = _locked(begins, run) or "the readings do not tell it from what runs before and after it"
+        half = float(np.hypot(shares.statistical[number], shares.response[number]))
+        reason = ""
+        if seconds / shares.stretches[number] < _LONG_UPDATES * run.update_seconds:
+            reason = _locked(pieces.start[pieces.row == number], grids)
+        if not reason and half > _LEAST_KNOWN * run.most_watts * seconds:
+            reason = "the readings do not tell it from what runs before and after it"
+        if reason:
+            found[name] = reason
     return found
 
 
-def _locked(begins: Ints, run: Run) -> str:
-    """Returns that a phase is in lock-step with a sensor's updates, or an empty text."""
-    for period in (run.update_seconds, run.power_seconds):
-        if not period or len(begins) < 3:
-            continue
-        turn = 2 * np.pi * ((begins - begins[0]) / NANO % period) / period
-        if np.abs(np.exp(1j * turn).mean()) > _LOCKED:
-            step = f"{1000 * float(np.median(np.diff(begins))) / NANO:.4g} ms"
-            return (
-                f"its step of {step} is a multiple of the sensor's {1000 * period:.4g} ms updates, which cut "
-                "every step in the same places: a random wait of some ms a step cures it"
-            )
-    return ""
+def _locked(begins: Ints, grids: tuple[Ints, ...]) -> str:
+    """Returns that a phase is in lock-step with all of a sensor's updates, or an empty text.
+
+    It is if it always begins at the same few places between two updates. Then every step gives the same few
+    equations, and no number of steps tells the phases apart.
+    """
+    if len(begins) < _LEAST_BEGINS:
+        return ""
+    for edges in grids:
+        place = np.clip(np.searchsorted(edges, begins, side="right"), 1, len(edges) - 1)
+        share = (begins - edges[place - 1]) / (edges[place] - edges[place - 1])
+        # At h places the h-th harmonic of the places is as sharp as the first is at one.
+        turns = np.exp(2j * np.pi * np.outer(np.arange(1, _PLACES + 1), share))
+        if np.abs(turns.mean(axis=1)).max() < _LOCKED:
+            return ""
+    step = f"{1000 * float(np.median(np.diff(begins))) / NANO:.4g} ms"
+    updates = f"{1000 * float(np.median(np.diff(grids[0]))) / NANO:.4g} ms"
+    return (
+        f"its step of {step} keeps in step with the sensor's updates of {updates}, which so cut every step in "
+        "the same places: a random wait of some ms a step cures it"
+    )
