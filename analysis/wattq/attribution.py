@@ -205,6 +205,6 @@ def _locked(begins: Ints, grids: tuple[Ints, ...]) -> str:
     step = f"{1000 * float(np.median(np.diff(begins))) / NANO:.4g} ms"
     updates = f"{1000 * float(np.median(np.diff(grids[0]))) / NANO:.4g} ms"
     return (
-        f"its step of {step} keeps in step with the sensor's updates of {updates}, which so cut every step in "
+        f"its step of {step} keeps in step with the sensor's updates of {updates}, which cut every step in "
         "the same places: a random wait of some ms a step cures it"
     )
