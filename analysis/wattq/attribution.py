@@ -7,7 +7,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from wattq.clocks import Clock
-from wattq.counter import NANO, Counter, Device, Floats, Ints
+from wattq.counter import NANO, Counter, Device, Floats, Ints, time_within
 from wattq.evidence import Series
 from wattq.fit import Fit
 from wattq.overlap import Shares
@@ -124,20 +124,24 @@ def _windows(pieces: Pieces) -> Ints:
 def groups_of(
     phases: Phases, pieces: Pieces, whole: tuple[Ints, Ints, Ints]
 ) -> tuple[sparse.csr_matrix, list[str]]:
-    """Returns which pieces count in which rows: first each its own, then the whole of each phase name."""
+    """Returns what share of a piece counts in which rows: each its own, then the whole of each name."""
     size, rows = len(pieces.row), len(pieces.rows)
-    row, column = [pieces.row], [np.arange(size)]
+    row, column, share = [pieces.row], [np.arange(size)], [np.ones(size)]
     names: list[str] = []
     start, stop, name = whole
     for number in np.unique(name).tolist():
-        mine = name == number
-        place = np.searchsorted(start[mine], pieces.start, side="right") - 1
-        inside = np.flatnonzero((place >= 0) & (pieces.stop <= stop[mine][np.maximum(place, 0)]))
+        mine = np.column_stack([start, stop])[name == number]
+        # A row that goes on from one phase to the next is one piece, of which the whole may have a part.
+        part = (time_within(mine, pieces.stop) - time_within(mine, pieces.start)) / (
+            pieces.stop - pieces.start
+        )
+        inside = np.flatnonzero(part > 0)
         row.append(np.full(len(inside), rows + len(names)))
         column.append(inside)
+        share.append(part[inside])
         names.append(phases.names[number])
-    entries = np.concatenate(row), np.concatenate(column)
-    return sparse.csr_matrix((np.ones(len(entries[0])), entries), shape=(rows + len(names), size)), names
+    entries = np.concatenate(share), (np.concatenate(row), np.concatenate(column))
+    return sparse.csr_matrix(entries, shape=(rows + len(names), size)), names
 
 
 def close(joules: Floats, width: Floats, total: float) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from wattq.counter import NANO, Counter, Floats, Ints, blind_spots, blind_until
+from wattq.counter import NANO, Counter, Floats, Ints, blind_spots, time_within
 from wattq.sweep import Pieces
 
 WIDTH = 1000.0
@@ -74,7 +74,7 @@ def column_watts(counter: Counter, gaps: Ints, edges: Ints) -> Floats:
     begin, end = int(edges[0]), int(edges[-1])
     span = np.diff(edges) / NANO
     watts = np.diff(counter.at(edges)) / span
-    blind = np.diff(blind_until(blind_spots(counter.between(begin, end), gaps, [(begin, end)]), edges)) / NANO
+    blind = np.diff(time_within(blind_spots(counter.between(begin, end), gaps, [(begin, end)]), edges)) / NANO
     return np.where(blind > span / 2, np.nan, watts)
 
 

@@ -255,8 +255,8 @@ def blind_spots(counter: Counter, gaps: Ints, windows: list[tuple[int, int]]) ->
     return np.column_stack([every[first, 0], reach[last]])
 
 
-def blind_until(spots: Ints, time: Ints) -> Ints:
-    """Returns how much blind time lies before each moment, nanoseconds."""
+def time_within(spots: Ints, time: Ints) -> Ints:
+    """Returns how much of disjoint spots in order lies before each moment, nanoseconds."""
     if not len(spots):
         return np.zeros(len(time), dtype=np.int64)
     length = spots[:, 1] - spots[:, 0]

@@ -17,8 +17,8 @@ from wattq.counter import (
     Floats,
     Ints,
     blind_spots,
-    blind_until,
     power_bounds,
+    time_within,
 )
 from wattq.sweep import Pieces, merge
 
@@ -268,7 +268,7 @@ def share(counter: Counter, device: Device, pieces: Pieces, gaps: Ints) -> Share
     seconds = np.bincount(pieces.row, weights=nanos, minlength=rows) / NANO
     statistical = _sharing_by_row(shared, around, device, seconds) + _edge_error(counter, pieces)
     spots = blind_spots(counter, gaps, [(begin, end)])
-    blind = (blind_until(spots, pieces.stop) - blind_until(spots, pieces.start)).astype(np.float64)
+    blind = (time_within(spots, pieces.stop) - time_within(spots, pieces.start)).astype(np.float64)
     blind_seconds = np.bincount(pieces.row, weights=blind, minlength=rows) / NANO
     statistical += _unseen(counter, spots, (begin, end), device) * blind_seconds
     borders = np.append(True, (pieces.row[1:] != pieces.row[:-1]) | (pieces.start[1:] != pieces.stop[:-1]))
