@@ -10,7 +10,7 @@ import numpy as np
 from wattq.fit import Fit
 from wattq.lines import CALIBRATION
 from wattq.problem import Noise
-from wattq.response import NAMES, Response
+from wattq.response import LOGARITHMIC, NAMES, Response
 from wattq.segments import Segment, reader
 
 _NOTHING = {
@@ -51,17 +51,30 @@ def measured_responses(
     found = connection.execute(f"""
         select {columns} from {reader(paths, CALIBRATION)}
         where type = 'calibration' and device is not null and covariance is not null
-        order by time_unix_nano
+        order by time_unix_nano nulls first
     """).fetchall()  # noqa: S608 fixed words and quoted paths
     measured = {}
     for device, unix_nano, *values, window, covariance in found:
         named = dict(zip(NAMES, values, strict=True))
         named = {name: _NOTHING.get(name) if value is None else value for name, value in named.items()}
-        matrix = np.array(covariance, dtype=np.float64)
-        if None in named.values() or matrix.shape != (len(NAMES), len(NAMES)):
-            continue
-        when = dt.datetime.fromtimestamp((unix_nano or 0) / 1e9, dt.UTC).date().isoformat()
-        measured[device] = Measured(
-            Fit(Response(**named, counter_window_seconds=window), matrix, Noise(), np.zeros(0), np.inf), when
-        )
+        fit = _fit(named, window, covariance)
+        if fit is not None:
+            when = dt.datetime.fromtimestamp((unix_nano or 0) / 1e9, dt.UTC).date().isoformat()
+            measured[device] = Measured(fit, when)
     return measured
+
+
+def _fit(named: dict[str, float | None], window: float | None, covariance: list[list[float]]) -> Fit | None:
+    """Returns what was measured; None where it can be no sensor's response."""
+    try:
+        values = np.array([*named.values(), 1.0 if window is None else window], dtype=np.float64)
+        matrix = np.array(covariance, dtype=np.float64)
+        finite = np.isfinite(values).all() and np.isfinite(matrix).all()
+        if not finite or (values[np.append(LOGARITHMIC, True)] <= 0).any() or len(matrix) != len(NAMES):
+            return None
+        np.linalg.cholesky(matrix)
+    except (ValueError, np.linalg.LinAlgError):
+        return None  # a list that is no matrix, or a matrix that is no covariance
+    known = dict(zip(NAMES, values[:-1].tolist(), strict=True))
+    response = Response(**known, counter_window_seconds=window)
+    return Fit(response, matrix, Noise(), np.zeros(0), np.inf)
