@@ -36,6 +36,7 @@ def _known(rows: Sequence[dict[str, Any]]) -> tuple[int, float]:
 def choose(overlap: Sequence[dict[str, Any]], regression: Sequence[dict[str, Any]]) -> bool:
     """Returns whether the regression is the better account of a device over a run.
 
-    It is where it gives more phases a number, and where it gives the same number of them narrower ones.
+    It is where it gives more phases a number, and where it gives the same number of them narrower ones; where
+    neither has a number its reasons say more.
     """
-    return _known(regression) > _known(overlap)
+    return not _known(overlap)[0] or _known(regression) > _known(overlap)

@@ -243,7 +243,7 @@ def _second(
     if estimator == "regression":
         return found, f"regression, as asked; {account.response}"
     if not choose(overlap, found):
-        return None, "overlap: its intervals are narrower than the regression's"
+        return None, "overlap: the regression gives no more numbers and no narrower ones"
     period = f"{account.period_seconds * 1000:.3g} ms"
     return (
         found,
