@@ -15,7 +15,7 @@ def percent(ratio: float) -> str:
 def line(cell: dict[str, Any]) -> str:
     """Returns a cell in one line."""
     if cell["kind"] == "real_time":
-        errors = " ".join(f"{error:+.1%}" for error in cell["errors"])
+        errors = " ".join("refused" if error is None else f"{error:+.1%}" for error in cell["errors"])
         verdict = {True: "", False: "  MISSES ITS BOUND", None: ""}[cell.get("ok")]
         name = f"{cell['counter_milliseconds']} ms counter, {cell['tool']}, {cell['phase']}"
         return f"{name:<60} {errors}{verdict}"
