@@ -72,7 +72,7 @@ def _columns(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, "np
 
 
 def _windows(
-    connection: duckdb.DuckDBPyConnection, where: str, views: tuple[Phases, Phases], fallback: tuple[int, int]
+    connection: duckdb.DuckDBPyConnection, where: str, views: tuple[Phases, ...], fallback: tuple[int, int]
 ) -> list[tuple[int, int]]:
     """Returns when a run ran: begin to end of each of its starts, and never less than its phases."""
     found = connection.execute(f"""
@@ -156,7 +156,8 @@ def load_run(connection: duckdb.DuckDBPyConnection, run: dict[str, Any]) -> Node
     span = (run["begin_monotonic_nano"], max(run["end_monotonic_nano"], run["begin_monotonic_nano"]))
     head = {key: run[key] for key in ("run_id", "run", "restarts", "job")}
     gpu_phases, note = _on_gpu(phases, columns)
-    windows = _windows(connection, where, (phases, gpu_phases), span)
+    views = (phases,) if gpu_phases is phases else (phases, gpu_phases)
+    windows = _windows(connection, where, views, span)
     ranks, tokens = columns["rank"].astype(np.int64), columns["tokens"].astype(np.int64)
     return NodeRun(head, windows, phases, gpu_phases, note, ranks, tokens)
 
