@@ -20,7 +20,8 @@ _AROUND_NANO = 2 * NANO
 _LEAST_KNOWN = 0.25
 # Phases that begin this much at the same places between updates, at most so many, meet them always alike.
 _LOCKED, _PLACES = 0.9, 4
-_LEAST_BEGINS = 3
+# Fewer that begin anywhere look like it in one case of ten.
+_LEAST_BEGINS = 5
 # A phase of so many updates has some for itself, wherever they are.
 _LONG_UPDATES = 5.0
 

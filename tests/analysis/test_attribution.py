@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wattq.attribution import NotApplicableError, close, groups_of
+from wattq.attribution import NotApplicableError, _locked, close, groups_of
 from wattq.counter import NANO
 from wattq.regression import identity_groups
 from wattq.sweep import OUTSIDE, Phases, cut, union
@@ -12,6 +12,7 @@ from wattq.sweep import OUTSIDE, Phases, cut, union
 from tests.analysis.made import seeds
 from tests.analysis.simulated import Simulated, half_widths, known
 
+MILLI = 1_000_000
 joules_strategy = st.lists(st.floats(-20, 1000), min_size=1, max_size=9)
 
 
@@ -137,3 +138,20 @@ def test_readings_across_a_recorded_gap_are_not_used() -> None:
     whole, blind = run.attributed(known(run.response)), run.attributed(known(run.response), gaps=gaps)
     assert blind.shares.joules.sum() == pytest.approx(run.rise, rel=1e-9)
     assert half_widths(blind)[1:].sum() > 1.05 * half_widths(whole)[1:].sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, st.integers(1, 4), st.integers(5, 60))
+def test_lock_step_is_told_from_chance(seed: int, places: int, steps: int) -> None:
+    """Begins at a few places between updates are in step; a grid that drifts against them frees them."""
+    rng = np.random.default_rng(seed)
+    counter = np.arange(2_000) * 100 * MILLI
+    begins = np.cumsum(np.full(steps, 300 * MILLI)) + np.arange(steps) % places * 100 * MILLI // places
+    begins += rng.integers(0, 100) * MILLI
+    assert "keeps in step with the sensor's updates of 100 ms" in _locked(begins, (counter,))
+    drifting = np.arange(2_000) * 113 * MILLI + 5
+    many = np.cumsum(np.full(60, 300 * MILLI))
+    assert _locked(many, (counter, drifting)) == ""
+    anywhere = np.sort(rng.integers(0, 150 * NANO, 60))
+    assert _locked(anywhere, (counter,)) == ""
+    assert _locked(begins[:4], (counter,)) == ""
