@@ -94,9 +94,9 @@ class View:
 
     def __init__(self, seen: Observations, stretches: Stretches, response: Response) -> None:
         self._seen, self._stretches, self.response = seen, stretches, response
-        begin, end, scale = _windows(seen, response)
+        begin, end, begin_half, scale = _windows(seen, response)
         rise = response.rise_seconds
-        first = np.searchsorted(stretches.stop, begin - seen.begin_half - _TAIL * rise, side="right")
+        first = np.searchsorted(stretches.stop, begin - begin_half - _TAIL * rise, side="right")
         last = np.maximum(np.searchsorted(stretches.start, end + seen.end_half, side="left"), first)
         count = last - first
         pointer = np.append(0, np.cumsum(count))
@@ -104,7 +104,7 @@ class View:
         column = np.arange(pointer[-1]) - np.repeat(pointer[:-1] - first, count)
         start, stop = stretches.start[column], stretches.stop[column]
         begin, end = begin[row], end[row]
-        late, early = seen.end_half[row], seen.begin_half[row]
+        late, early = seen.end_half[row], begin_half[row]
         weight = _passed(end - start, late, rise) - _passed(end - stop, late, rise)
         weight -= _passed(begin - start, early, rise) - _passed(begin - stop, early, rise)
         shape = (len(count), len(stretches.start))
@@ -122,8 +122,8 @@ class View:
         moment matter far more than on one of its sides; in a power reading divided by the window and times
         the gain.
         """
-        begin, end, scale = _windows(self._seen, self.response)
-        half = np.concatenate([self._seen.begin_half, self._seen.end_half])
+        begin, end, begin_half, scale = _windows(self._seen, self.response)
+        half = np.concatenate([begin_half, self._seen.end_half])
         both = np.concatenate([begin, end])
         rise = self.response.rise_seconds
         start, stop = self._stretches.start, self._stretches.stop
@@ -140,14 +140,17 @@ class View:
         return level[: len(begin)], level[len(begin) :]
 
 
-def _windows(seen: Observations, response: Response) -> tuple[Floats, Floats, Floats]:
-    """Returns from when to when each observation looks at the board, and its scale."""
+def _windows(seen: Observations, response: Response) -> tuple[Floats, Floats, Floats, Floats]:
+    """Returns from when to when each observation looks, half of the bracket of the begin, and its scale."""
     power, window = seen.is_power, response.power_window_seconds
     delay = np.where(power, response.power_delay_seconds, response.counter_delay_seconds)
     begin = np.where(power, seen.end - window, seen.begin)
     scale = np.where(power, response.power_gain / window, 1.0)
+    half = seen.begin_half
     if response.counter_window_seconds is not None:
         length = np.where(power, 1.0, seen.end - seen.begin)
         begin = np.where(power, begin, seen.end - response.counter_window_seconds)
         scale = np.where(power, scale, length / response.counter_window_seconds)
-    return begin - delay, seen.end - delay, scale
+        # Both sides of its window move with the edge at the end.
+        half = seen.end_half
+    return begin - delay, seen.end - delay, half, scale

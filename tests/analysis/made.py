@@ -108,7 +108,14 @@ def brute_force(made: Made) -> Floats:
     early = np.where(
         seen.is_power, late - response.power_window_seconds, seen.begin - response.counter_delay_seconds
     )
-    rise = passed(late, seen.end_half) - passed(early, seen.begin_half)
+    early_half, whole = seen.begin_half, np.ones(len(late))
+    if response.counter_window_seconds is not None:
+        # It looks at the last part of its period, whose both sides move with the end.
+        early = np.where(seen.is_power, early, late - response.counter_window_seconds)
+        early_half = seen.end_half
+        whole = (seen.end - seen.begin) / response.counter_window_seconds
+    rise = passed(late, seen.end_half) - passed(early, early_half)
+    rise = np.where(seen.is_power, rise, rise * whole)
     reading = response.power_gain * rise / response.power_window_seconds + response.power_offset_watts
     return np.where(seen.is_power, reading, rise)
 
