@@ -12,8 +12,7 @@ import numpy as np
 
 from wattq.counter import NANO, Floats, Ints, Readings, locate
 from wattq.evidence import Evidence, power_series
-from wattq.fit import fit_response, plausible
-from wattq.regression import Run, identity_groups
+from wattq.regression import Run, find_response, identity_groups
 from wattq.response import LOGARITHMIC, NAMES, Response
 from wattq.sweep import Phases, cut
 
@@ -111,8 +110,7 @@ def calibrate(
     run = Run(pieces, identity_groups(pieces), counter, power, limit_watts=None)
     borders = np.array([0.0, (pieces.stop[-1] - pieces.start[0]) / NANO])
     problem = run.problem(borders)
-    prior = plausible(problem, run.power_seconds)
-    fit = fit_response(problem, prior, run.update_seconds, run.power_seconds)[0]
+    fit = find_response(run, borders)
     rows = pieces.rows
     high, low = (problem.mean_watts(fit.means, rows.index(name)) for name in ("high", "low"))
     reason = ""

@@ -25,6 +25,8 @@ _MARGIN_UPDATES = 3.0
 _BLOCK_SECONDS = 60.0
 _BLOCK_STRETCHES = 1_000
 _FIT_STRETCHES = 5_500
+# So many readings are enough to find which summit of the likelihood is the highest.
+_SEARCH_OBSERVATIONS = 1_500
 # At most so many observations meet one stretch of usual length.
 _LEAST_UPDATE_SECONDS = 0.004
 _AGE_SHARES = (0.03, 0.1, 0.3)
@@ -136,6 +138,24 @@ class Run:
         return borders[: max(int(np.searchsorted(borders, last, side="right")), 2)]
 
 
+def find_response(run: Run, borders: Floats) -> Fit:
+    """Finds the response from a run: its summits on a part that is enough for that, then the best one on all.
+
+    Args:
+        run: The run.
+        borders: Of the blocks on which it is fitted.
+    """
+    problem = run.problem(borders)
+    prior = plausible(problem, run.power_seconds)
+    ends = problem.seen.end
+    if len(ends) < _SEARCH_OBSERVATIONS * 1.5:
+        return fit_response(problem, prior, run.update_seconds, run.power_seconds)[0]
+    part = run.problem(np.array([borders[0], ends[_SEARCH_OBSERVATIONS]]))
+    summit = fit_response(part, prior, run.update_seconds, run.power_seconds)[0]
+    means = State(problem, summit.response, problem.prior.mean, summit.noise).solve().mean
+    return climb(problem, replace(summit, means=means), prior, 8, noise_rounds=())
+
+
 def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
     """Finds the response of a run's device.
 
@@ -148,22 +168,22 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
     """
     borders = run.fitted_part(run.blocks())
     problem = run.problem(borders)
-    prior = plausible(problem, run.power_seconds)
     if measured is None:
-        summits = fit_response(problem, prior, run.update_seconds, run.power_seconds)
+        prior = plausible(problem, run.power_seconds)
+        fit = find_response(run, borders)
     else:
         prior = Prior(
             measured.response.vector(), np.asarray(np.linalg.inv(measured.covariance), dtype=np.float64)
         )
         start = Fit(measured.response, measured.covariance, Noise(), problem.prior.mean, np.inf)
-        summits = [climb(problem, start, prior, 8, noise_rounds=(1, 3))]
-    return _aged(run, borders, summits, prior)
+        fit = climb(problem, start, prior, 8, noise_rounds=(1, 3))
+    return _aged(run, borders, fit, prior)
 
 
-def _aged(run: Run, borders: Floats, summits: list[Fit], prior: Prior) -> tuple[Fit, float]:
+def _aged(run: Run, borders: Floats, best: Fit, prior: Prior) -> tuple[Fit, float]:
     """Lets power depend on a phase's age if that explains the readings much better."""
     problems = {share: run.problem(borders, share) for share in _AGE_SHARES}
-    best, means = summits[0], len(summits[0].means)
+    means = len(best.means)
 
     def climbed(share: float, known: Fit, rounds: int, noise_rounds: tuple[int, ...]) -> Fit:
         ages = np.zeros(len(problems[share].prior.mean) - means)
