@@ -22,6 +22,8 @@ _LEAST_KNOWN = 0.25
 _LOCKED, _PLACES = 0.9, 4
 # Fewer that begin anywhere look like it in one case of ten.
 _LEAST_BEGINS = 5
+# A short phase has to meet the updates in so many places.
+_LEAST_TIMES = 10
 # A phase of so many updates has some for itself, wherever they are.
 _LONG_UPDATES = 5.0
 
@@ -184,12 +186,20 @@ def _reasons(pieces: Pieces, shares: Shares, run: Run, grids: tuple[Ints, ...]) 
         half = float(np.hypot(shares.statistical[number], shares.response[number]))
         reason = ""
         if seconds / shares.stretches[number] < _LONG_UPDATES * run.update_seconds:
-            reason = _locked(pieces.start[pieces.row == number], grids)
+            begins = pieces.start[pieces.row == number]
+            reason = _few(len(begins)) or _locked(begins, grids)
         if not reason and half > _LEAST_KNOWN * run.most_watts * seconds:
             reason = "the readings do not tell it from what runs before and after it"
         if reason:
             found[name] = reason
     return found
+
+
+def _few(times: int) -> str:
+    """Returns that a short phase ran too seldom, or an empty text."""
+    if times >= _LEAST_TIMES:
+        return ""
+    return f"it ran {times} times: a phase this short needs {_LEAST_TIMES} to be told from its neighbours"
 
 
 def _locked(begins: Ints, grids: tuple[Ints, ...]) -> str:
