@@ -131,7 +131,7 @@ def test_too_few_readings_are_refused() -> None:
 
 
 def test_short_phase_that_ran_seldom_is_refused() -> None:
-    """A fast counter reads a run of three steps often enough; three times are still too few to tell phases."""
+    """A fast counter reads a run of three steps often enough; three times are too few to tell phases."""
     found = Simulated("h100_20", 17, steps=3).attributed()
     assert {reason.partition(":")[0] for reason in found.reasons.values()} == {"it ran 3 times"}
     assert len(found.reasons) == 5
