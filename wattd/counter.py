@@ -15,6 +15,9 @@ _MOST_RAPL_WATTS = 2_000.0
 _MOST_RESTARTED_WATTS = 5_000.0
 """A counter that began at 0 since its last reading has not counted more than this."""
 
+_LONGEST_BLIP_NANO = 1_000_000_000
+"""A counter that is back within this after it went back has not begun anew."""
+
 _LONGEST_STEP_NANO = 2_000_000_000
 """Power readings further apart than this are not joined into energy: nobody saw what was between."""
 
@@ -37,6 +40,8 @@ class Counter:
         self._nano = 0
         self._total = 0
         self._may_be_new = False
+        self._raw_before_drop: int | None = None
+        self._drop_nano = 0
         self.resets = 0
 
     def suspect_restart(self) -> None:
@@ -50,12 +55,31 @@ class Counter:
         elif self._may_be_new and self._could_be_new(raw_microjoules, monotonic_nano - self._nano):
             # Grown by what is plausible, too, perhaps: nobody can tell, and nothing is invented.
             self.resets += 1
+        elif self._is_back(raw_microjoules, monotonic_nano):
+            # Back where it was: the drop was a blip, and what is counted on from it would be false.
+            step = raw_microjoules - (self._raw_before_drop or 0)
+            self._total += self._step(step, monotonic_nano - self._drop_nano)
+            self._raw_before_drop = None
         elif raw_microjoules != self._raw:
+            self._note_drop(raw_microjoules, monotonic_nano)
             self._total += self._step(raw_microjoules - self._raw, monotonic_nano - self._nano)
         self._may_be_new = False
         self._raw = raw_microjoules
         self._nano = monotonic_nano
         return self._total
+
+    def _is_back(self, raw_microjoules: int, monotonic_nano: int) -> bool:
+        """Whether the counter is back at least where it was before a drop, soon after it."""
+        before = self._raw_before_drop
+        recent = monotonic_nano - self._drop_nano <= _LONGEST_BLIP_NANO
+        return before is not None and recent and raw_microjoules >= before
+
+    def _note_drop(self, raw_microjoules: int, monotonic_nano: int) -> None:
+        """Remember for a second where the counter was before it went back: it may have been a blip."""
+        if self._raw is not None and raw_microjoules < self._raw and not self._range:
+            self._raw_before_drop, self._drop_nano = self._raw, self._nano
+        elif monotonic_nano - self._drop_nano > _LONGEST_BLIP_NANO:
+            self._raw_before_drop = None
 
     @staticmethod
     def _could_be_new(raw_microjoules: int, elapsed_nano: int) -> bool:

@@ -11,8 +11,9 @@ from wattq.counter import NANO, Counter, Device, Floats, Ints, time_within
 from wattq.evidence import Series
 from wattq.fit import Fit
 from wattq.overlap import Shares
-from wattq.regression import Run, fit_run, regress
+from wattq.regression import Regressed, Run, fit_run, regress
 from wattq.sweep import OUTSIDE, Phases, Pieces
+from wattq.trust import contradicts, implausible, open_ended, surprising, unseen
 
 _LEAST_READINGS = 20
 _AROUND_NANO = 2 * NANO
@@ -89,14 +90,14 @@ def attribute(
         raise NotApplicableError(
             f"{seen} readings are too few for a regression ({_LEAST_READINGS} are needed)"
         )
+    _insist(unseen(overlap))
     groups, names = groups_of(phases, pieces, whole)
     states = clock.states(begin, end, (pieces.start + pieces.stop) // 2)
     run = Run(pieces, groups, near, power, limit_watts=device.power_limit_watts, gaps=gaps, states=states)
     try:
         # The matrices are small: threads would wait for each other far longer than they work.
         with threadpool_limits(limits=1, user_api="blas"):
-            fit, age_share = fit_run(run, measured)
-            found = regress(run, fit, age_share)
+            found, age_share, measured = _solve(run, measured, has_power=len(power.moment) > 0)
     except np.linalg.LinAlgError as error:
         raise NotApplicableError(
             "the readings contradict each other: the regression has no solution"
@@ -104,17 +105,43 @@ def attribute(
     rows = len(pieces.rows)
     windows = _windows(pieces)
     total = float(counter.rise(windows[:, 0], windows[:, 1]).sum())
+    covariance = found.covariance[:rows, :rows]
+    update_joules = run.most_watts * run.update_seconds
+    _insist(open_ended(total - float(found.joules[:rows].sum()), covariance, update_joules))
     joules, moved = close(found.joules[:rows], found.statistical[:rows], total)
-    shares = replace(
-        overlap,
-        joules=joules,
-        statistical=np.maximum(found.statistical[:rows], moved),
-        response=found.response[:rows],
-    )
+    statistical = np.maximum(found.statistical[:rows], moved)
+    # (outside) is what is left: it has the errors of all others, and those of the run's two ends.
+    others = float(covariance[1:, 1:].sum())
+    statistical[0] = 1.96 * np.sqrt(max(others, 0.0) + 2 * update_joules**2 / 12)
+    shares = replace(overlap, joules=joules, statistical=statistical, response=found.response[:rows])
     grids = (near.edge, power.moment) if len(power.moment) > 1 else (near.edge,)
     reasons = _reasons(pieces, shares, run, grids)
     inclusive = dict(zip(names, found.joules[rows:].tolist(), strict=True))
     return Attributed(shares, reasons, inclusive, fitted_from_run=measured is None, age_share=age_share)
+
+
+def _insist(objection: str) -> None:
+    if objection:
+        raise NotApplicableError(objection)
+
+
+def _solve(run: Run, measured: Fit | None, *, has_power: bool) -> tuple[Regressed, float, Fit | None]:
+    """Solves with the measured response, or where that contradicts the readings with one fitted to them.
+
+    Returns:
+        The answer, the share of power by age, and the measured response if it was used.
+    """
+    objection = ""
+    for known in (measured, None) if measured else (None,):
+        fit, age_share = fit_run(run, known)
+        objection = implausible(fit, run.level, has_power=has_power)
+        if objection or (known and contradicts(fit, known)):
+            continue
+        found = regress(run, fit, age_share)
+        objection = surprising(found.worst)
+        if not objection:
+            return found, age_share, known
+    raise NotApplicableError(objection)
 
 
 def _windows(pieces: Pieces) -> Ints:

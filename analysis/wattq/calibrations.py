@@ -1,7 +1,7 @@
 """The responses that `wattd calibrate` measured, as an archive keeps them."""
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -36,9 +36,11 @@ class Measured:
 
 
 def measured_responses(
-    connection: duckdb.DuckDBPyConnection, segments: Iterable[Segment]
-) -> dict[str, Measured]:
-    """Returns the newest calibration of each device in an archive.
+    connection: duckdb.DuckDBPyConnection, segments: Sequence[Segment]
+) -> dict[tuple[str, str], Measured]:
+    """Returns the newest calibration of each (node, device) in an archive.
+
+    A device with a UUID is the same on whatever node; `package-0` is another on each.
 
     Args:
         connection: DuckDB.
@@ -47,21 +49,33 @@ def measured_responses(
     paths = [part.path for part in segments if part.kind == "events"]
     if not paths:
         return {}
-    columns = ", ".join(("device", "time_unix_nano", *NAMES, "counter_window_seconds", "covariance"))
+    nodes = {str(part.path): part.node for part in segments}
+    columns = ", ".join(
+        ("filename", "device", "time_unix_nano", *NAMES, "counter_window_seconds", "covariance")
+    )
     found = connection.execute(f"""
         select {columns} from {reader(paths, CALIBRATION)}
         where type = 'calibration' and device is not null and covariance is not null
         order by time_unix_nano nulls first
     """).fetchall()  # noqa: S608 fixed words and quoted paths
-    measured = {}
-    for device, unix_nano, *values, window, covariance in found:
+    measured: dict[tuple[str, str], Measured] = {}
+    for path, device, unix_nano, *values, window, covariance in found:
         named = dict(zip(NAMES, values, strict=True))
         named = {name: _NOTHING.get(name) if value is None else value for name, value in named.items()}
         fit = _fit(named, window, covariance)
         if fit is not None:
             when = dt.datetime.fromtimestamp((unix_nano or 0) / 1e9, dt.UTC).date().isoformat()
-            measured[device] = Measured(fit, when)
+            measured[_owner(nodes[path], device), device] = Measured(fit, when)
     return measured
+
+
+def _owner(node: str, device: str) -> str:
+    return "" if device.startswith(("GPU-", "MIG-")) else node
+
+
+def measured_of(responses: dict[tuple[str, str], Measured], node: str, device: str) -> Measured | None:
+    """Returns the calibration of a device on a node, if there is one."""
+    return responses.get((_owner(node, device), device))
 
 
 def _fit(named: dict[str, float | None], window: float | None, covariance: list[list[float]]) -> Fit | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from wattq import readings
 from wattq.attribution import Attributed, NotApplicableError, attribute
-from wattq.calibrations import Measured, measured_responses
+from wattq.calibrations import Measured, measured_of, measured_responses
 from wattq.choice import GOOD_ENOUGH, choose, worst
 from wattq.clocks import Clock
 from wattq.counter import Counter, Device, Ints, Readings, locate
@@ -103,7 +103,7 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
     responses = measured_responses(connection, segments) if wanted else {}
     for key in wanted:
         again, choice = _second(
-            books[key], powers, responses.get(books[key].device.device), said[key], chosen.estimator
+            books[key], powers, measured_of(responses, key[1], key[2]), said[key], chosen.estimator
         )
         choices[key] = choice
         if again is not None:
@@ -238,7 +238,7 @@ def _second(
             return None, f"overlap: {error}"
         return _refused(book, str(error)), f"regression, as asked: {error}"
     account = _account(book, attributed)
-    account.response = f"response measured {measured.when}" if measured else "response fitted from the run"
+    account.response = _response(attributed, measured)
     found = rows(account)
     if estimator == "regression":
         return found, f"regression, as asked; {account.response}"
@@ -249,6 +249,15 @@ def _second(
         found,
         f"regression: phases are too short for overlap against updates of {period}; {account.response}",
     )
+
+
+def _response(attributed: Sequence[Attributed], measured: Measured | None) -> str:
+    """Returns where the response is from."""
+    if measured is None:
+        return "response fitted from the run"
+    if any(part.fitted_from_run for part in attributed):
+        return f"response fitted from the run, which contradicts that measured {measured.when}"
+    return f"response measured {measured.when}"
 
 
 def _refused(book: _Books, reason: str) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from wattq.sweep import Phases, Pieces, cut, union
 
 # The share of phases of which the GPU's edges have to be known for them to count.
 _MOST_KNOWN = 0.95
+# How far an edge may be off to count: so much, or this share of the phase.
+_EXACT_NANO, _MOST_ERROR = 50_000, 0.02
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def _marks(
         select begin_monotonic_nano as begin_nano, end_monotonic_nano as end_nano,
             coalesce("rank", 0) as "rank", coalesce(tokens, -1) as tokens, phase,
             coalesce(gpu_begin_monotonic_nano, -1) as gpu_begin_nano,
-            coalesce(gpu_end_monotonic_nano, -1) as gpu_end_nano, gpu_reason is not null as asked_gpu,
+            coalesce(gpu_end_monotonic_nano, -1) as gpu_end_nano,
+            coalesce(gpu_error_nano, 0) as gpu_error_nano,
+            gpu_reason is not null as asked_gpu,
             client, coalesce(thread, 0) as thread
         from phases where {where}
     """)  # noqa: S608 quoted
@@ -169,11 +173,13 @@ def _on_gpu(phases: Phases, columns: dict[str, "np.ndarray[Any, Any]"]) -> tuple
     where nothing did, so the GPU's are taken only where nearly all phases have them.
     """
     begin, end = columns["gpu_begin_nano"].astype(np.int64), columns["gpu_end_nano"].astype(np.int64)
-    known = (begin >= 0) & (end >= begin)
+    # An edge that may lie anywhere in much of its phase is no edge.
+    most = np.maximum(_EXACT_NANO, _MOST_ERROR * (end - begin))
+    known = (begin >= 0) & (end >= begin) & (columns["gpu_error_nano"] <= most)
     share = float(known.mean()) if len(known) else 0.0
     if share < _MOST_KNOWN:
         asked = bool(known.any() or columns["asked_gpu"].any())
-        return phases, "edges on the GPU are not known: the host's were used" if asked else ""
+        return phases, "edges on the GPU are not known well enough: the host's were used" if asked else ""
     moved = replace(phases, begin=np.where(known, begin, phases.begin), end=np.where(known, end, phases.end))
     return moved, "" if share == 1 else f"edges on the GPU are known of {share:.1%} of the phases"
 

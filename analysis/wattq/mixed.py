@@ -64,6 +64,12 @@ class Factor:
         self._rows = linalg.cholesky_banded(band.rows, check_finite=False)
         self.log_determinant = 2 * float(np.log(self._rows[-1]).sum())
 
+    def whiten(self, right: Floats) -> Floats:
+        """Returns each entry less what those before it predict of it, in standard deviations."""
+        (solve,) = linalg.get_lapack_funcs(("tbtrs",), (self._rows,))
+        found, _ = solve(self._rows, right, uplo="U", trans="T")
+        return np.asarray(found, dtype=np.float64)
+
     def solve(self, right: Floats) -> Floats:
         """Returns the inverse times `right`."""
         return np.asarray(linalg.cho_solve_banded((self._rows, False), right, check_finite=False))

@@ -246,12 +246,16 @@ class State:
         design = np.column_stack([self.design, self.jacobian])
         return estimate_fixed(self.factor, design, self.value, Prior(mean, precision))
 
-    def answer(self) -> Predicted:
-        """Returns the energies that the rows really used."""
-        problem = self.problem
-        return predict(
+    def answer(self) -> tuple[Predicted, float]:
+        """Returns the energies that the rows really used, and how far the most surprising reading is off.
+
+        The second is in standard deviations.
+        """
+        problem, fixed = self.problem, self.solve()
+        surprise = self.factor.whiten(self.value - self.design @ fixed.mean)
+        predicted = predict(
             self.factor,
-            self.solve(),
+            fixed,
             matrix=self.view.matrix,
             together=problem.together,
             variance=self.variance,
@@ -259,3 +263,4 @@ class State:
             membership=problem.membership,
             jacobian=self.jacobian,
         )
+        return predicted, float(np.abs(surprise).max(initial=0.0))

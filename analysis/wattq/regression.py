@@ -18,13 +18,16 @@ from wattq.mixed import Prior
 from wattq.observations import observations
 from wattq.problem import Noise, Problem, State
 from wattq.response import Response
-from wattq.stretches import AGES, Stretches, cut_stretches
+from wattq.stretches import AGES, Bools, Stretches, cut_stretches
 from wattq.sweep import Pieces
 
 _MARGIN_UPDATES = 3.0
 _BLOCK_SECONDS = 60.0
 _BLOCK_STRETCHES = 1_000
-_FIT_STRETCHES = 5_500
+_FIT_STRETCHES, _FIT_OBSERVATIONS = 5_500, 4_000
+_LONG_SECONDS, _LONG_UPDATES = 1.0, 4.0
+# How late a reading may be.
+_LATE_SECONDS = 0.05
 # So many readings are enough to find which summit of the likelihood is the highest.
 _SEARCH_OBSERVATIONS = 1_500
 # At most so many observations meet one stretch of usual length.
@@ -43,16 +46,14 @@ class Regressed:
         statistical: 95 % half-width with the response as it is, joules.
         response: 95 % half-width from not knowing the response exactly, joules.
         covariance: Of the errors of the energies, joules squared.
-        fit: The response that was used.
-        aged: Power within a phase was found to change with its age.
+        worst: The most that a reading is off, given those before it, in standard deviations.
     """
 
     joules: Floats
     statistical: Floats
     response: Floats
     covariance: Floats
-    fit: Fit
-    aged: bool
+    worst: float
 
 
 class Run:
@@ -88,11 +89,29 @@ class Run:
         self.seen = observations(counter, power, origin, _LEAST_UPDATE_SECONDS)
         if gaps is not None and len(gaps):
             self.seen = self.seen.outside((gaps - origin) / NANO)
+        # Within a long phase power moves as it likes, and a reading there tells nothing of its neighbours:
+        # its energy is the counter's, and the response is fitted without it.
+        within = self._within_long()
+        self._telling = self.seen.pick(np.flatnonzero(~within))
+        self.seen = self.seen.pick(np.flatnonzero(~(within & self.seen.is_power)))
         span = np.diff(counter.edge) / NANO
         rise = np.diff(counter.energy)
         self.level = float(rise.sum() / span.sum())
         self.most_watts = limit_watts or 2 * float((rise / span)[span >= np.median(span) / 2].max())
         self._cuts: dict[bool, Stretches] = {}
+
+    def _within_long(self) -> Bools:
+        """Returns which observations look at nothing but the inside of one long piece."""
+        seen, pieces = self.seen, self._pieces
+        start, stop = ((edge - pieces.start[0]) / NANO for edge in (pieces.start, pieces.stop))
+        long = stop - start > max(_LONG_SECONDS, _LONG_UPDATES * self.update_seconds)
+        if not long.any():
+            return np.zeros(len(seen.end), dtype=bool)
+        start, stop = start[long], stop[long]
+        begin = np.where(seen.is_power, seen.end - 1.2 * self.power_seconds, seen.begin) - _LATE_SECONDS
+        place = np.searchsorted(start, begin, side="right") - 1
+        inside = seen.end + seen.end_half <= stop[np.maximum(place, 0)]
+        return np.asarray((place >= 0) & inside)
 
     def stretches(self, *, aged: bool) -> Stretches:
         """Returns the run cut into stretches, by age as well if so asked."""
@@ -114,11 +133,12 @@ class Run:
         count = min(round(end / _BLOCK_SECONDS), len(start) // _BLOCK_STRETCHES)
         return np.linspace(0.0, end, max(count, 1) + 1)
 
-    def problem(self, borders: Floats, age_share: float = 0.0) -> Problem:
+    def problem(self, borders: Floats, age_share: float = 0.0, *, telling: bool = False) -> Problem:
         """Returns the regression over some blocks.
 
         Args:
             borders: Of the blocks, in order, seconds.
+            telling: With those observations alone that tell of the response.
             age_share: See Problem; 0: power within a phase is constant.
         """
         begin, end = float(borders[0]), float(borders[-1])
@@ -127,14 +147,18 @@ class Run:
         part = whole.select(low, high, begin, end)
         # What looks at the time before the first stretch would be explained by nothing.
         reach = 0.4 * self.margin_seconds
-        seen = self.seen.between(part.start[0] + reach, float(part.stop[-1]))
+        every = self._telling if telling else self.seen
+        seen = every.between(part.start[0] + reach, float(part.stop[-1]))
         block = np.clip(np.searchsorted(borders, part.start, side="right") - 1, 0, max(len(borders) - 2, 0))
         return Problem(seen, part, block, self.level, self.most_watts, age_share)
 
     def fitted_part(self, borders: Floats) -> Floats:
         """Returns the borders of the first blocks, as far as the response is fitted on them."""
-        start = self.stretches(aged=False).start
-        last = start[min(_FIT_STRETCHES, len(start) - 1)]
+        start, ends = self.stretches(aged=False).start, self._telling.end
+        if len(ends) < 2:
+            return borders
+        # A long phase has many stretches and no reading that tells anything.
+        last = max(start[min(_FIT_STRETCHES, len(start) - 1)], ends[min(_FIT_OBSERVATIONS, len(ends) - 1)])
         return borders[: max(int(np.searchsorted(borders, last, side="right")), 2)]
 
 
@@ -145,12 +169,12 @@ def find_response(run: Run, borders: Floats) -> Fit:
         run: The run.
         borders: Of the blocks on which it is fitted.
     """
-    problem = run.problem(borders)
+    problem = run.problem(borders, telling=True)
     prior = plausible(problem, run.power_seconds)
     ends = problem.seen.end
     if len(ends) < _SEARCH_OBSERVATIONS * 1.5:
         return fit_response(problem, prior, run.update_seconds, run.power_seconds)[0]
-    part = run.problem(np.array([borders[0], ends[_SEARCH_OBSERVATIONS]]))
+    part = run.problem(np.array([borders[0], ends[_SEARCH_OBSERVATIONS]]), telling=True)
     summit = fit_response(part, prior, run.update_seconds, run.power_seconds)[0]
     means = State(problem, summit.response, problem.prior.mean, summit.noise).solve().mean
     return climb(problem, replace(summit, means=means), prior, 8, noise_rounds=())
@@ -167,7 +191,7 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
         The fit, and the share of power by age, 0 if it does not matter.
     """
     borders = run.fitted_part(run.blocks())
-    problem = run.problem(borders)
+    problem = run.problem(borders, telling=True)
     if measured is None:
         prior = plausible(problem, run.power_seconds)
         fit = find_response(run, borders)
@@ -182,7 +206,7 @@ def fit_run(run: Run, measured: Fit | None) -> tuple[Fit, float]:
 
 def _aged(run: Run, borders: Floats, best: Fit, prior: Prior) -> tuple[Fit, float]:
     """Lets power depend on a phase's age if that explains the readings much better."""
-    problems = {share: run.problem(borders, share) for share in _AGE_SHARES}
+    problems = {share: run.problem(borders, share, telling=True) for share in _AGE_SHARES}
     means = len(best.means)
 
     def climbed(share: float, known: Fit, rounds: int, noise_rounds: tuple[int, ...]) -> Fit:
@@ -227,7 +251,7 @@ def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
     borders = run.blocks()
     count = run.stretches(aged=False).weights.shape[0]
     joules, covariance = np.zeros(count), np.zeros((count, count))
-    slope = np.zeros((count, len(fit.covariance)))
+    slope, worst = np.zeros((count, len(fit.covariance))), 0.0
     for low, high in pairwise(borders):
         problem = run.problem(np.array([low, high]), age_share)
         means = problem.prior.mean
@@ -235,7 +259,8 @@ def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
             # The covariance depends on the powers: once with what is plausible, then with what was found.
             state = State(problem, fit.response, means, fit.noise)
             means = state.solve().mean
-        part = State(problem, fit.response, means, fit.noise).answer()
+        part, surprise = State(problem, fit.response, means, fit.noise).answer()
+        worst = max(worst, surprise)
         joules += part.value
         covariance += part.covariance
         slope += part.sensitivity
@@ -245,8 +270,7 @@ def regress(run: Run, fit: Fit, age_share: float) -> Regressed:
         statistical=1.96 * np.sqrt(np.clip(np.diag(covariance), 0.0, None)),
         response=1.96 * np.sqrt(np.clip(np.diag(response), 0.0, None)),
         covariance=covariance + response,
-        fit=fit,
-        aged=age_share > 0,
+        worst=worst,
     )
 
 

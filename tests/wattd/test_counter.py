@@ -51,6 +51,16 @@ def test_reset_is_counted_and_adds_nothing() -> None:
     assert counter.resets == 1
 
 
+def test_counter_that_shows_less_for_a_moment_has_not_begun_anew() -> None:
+    """A blip is no new beginning: what stood there before is not counted again."""
+    counter, tick = Counter(0), SECOND // 10
+    shown = [15_000_000_000, 15_007_000_000, 0, 0, 15_021_000_000, 15_028_000_000]
+    totals = [counter.update(raw, number * tick) for number, raw in enumerate(shown, start=1)]
+    assert totals[-1] == 15_028_000_000
+    assert totals == sorted(totals)
+    assert counter.resets == 1
+
+
 def test_impossible_step_is_not_energy() -> None:
     """A jump that no device can draw is a broken counter."""
     counter = Counter(0)
