@@ -33,7 +33,7 @@ _LEAST_OF_FEW = 0.8
 
 _ESTIMATOR = (
     "attribution calibration clocks counter evidence fit mixed observations overlap problem regression "
-    "response stretches sweep"
+    "response stretches sweep trust"
 )
 _HARNESS = "simulator virtual workload"
 

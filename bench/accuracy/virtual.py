@@ -6,12 +6,13 @@ can be known. Truth is the energy that each phase caused at the die.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from wattq.attribution import attribute, groups_of
+from wattq.attribution import NotApplicableError, attribute, groups_of
 from wattq.calibration import calibrate
 from wattq.clocks import Clock
 from wattq.counter import Counter, Device, Floats, Ints, Readings, locate
@@ -130,12 +131,15 @@ def _measured(sensor: Sensor, drawn: Drawn, rng: np.random.Generator) -> Fit:
     return Fit(calibration.response, calibration.covariance, Noise(), np.zeros(0), np.inf)
 
 
-def try_once(cell: Cell, seed: int) -> Trial:
+def try_once(cell: Cell, seed: int) -> Trial | None:
     """Runs one trial.
 
     Args:
         cell: Of what kind.
         seed: Everything in the trial follows from it.
+
+    Returns:
+        What it gave; None where the analysis refused the regression as a whole.
     """
     rng = np.random.default_rng(seed)
     sensor = SENSORS[cell.sensor]
@@ -152,9 +156,12 @@ def try_once(cell: Cell, seed: int) -> Trial:
     cut = (phases, pieces, union(phases.begin, phases.end, phases.name))
     overlap = share(counter, device, pieces, _NO_GAPS)
     begin = time.process_time()
-    found = attribute(
-        counter, power, _NO_CLOCK, device, cut=cut, gaps=_NO_GAPS, overlap=overlap, measured=measured
-    )
+    try:
+        found = attribute(
+            counter, power, _NO_CLOCK, device, cut=cut, gaps=_NO_GAPS, overlap=overlap, measured=measured
+        )
+    except NotApplicableError:
+        return None
     took = time.process_time() - begin
     shares = found.shares
     half = np.hypot(shares.statistical, shares.response)
@@ -205,8 +212,12 @@ def _limit(
         return regress(system, truth, aged).joules[: len(trace.pieces.rows)]
 
 
-def summarise(cell: Cell, trials: list[Trial]) -> dict[str, Any]:
-    """Returns what a cell's trials say, as bench/accuracy.json holds it; errors are shares of the truth."""
+def summarise(cell: Cell, made: Sequence[Trial | None]) -> dict[str, Any]:
+    """Returns what a cell's trials say, as bench/accuracy.json holds it; errors are shares of the truth.
+
+    Trials that the analysis refused as a whole are counted, and not among those that have errors.
+    """
+    trials = [trial for trial in made if trial is not None]
     error = np.concatenate([trial.answer / trial.truth - 1 for trial in trials])
     limit = np.concatenate([trial.limit / trial.truth - 1 for trial in trials])
     covered = np.concatenate([np.abs(trial.answer - trial.truth) <= trial.half for trial in trials])
@@ -245,7 +256,8 @@ def summarise(cell: Cell, trials: list[Trial]) -> dict[str, Any]:
         "steps": cell.workload.steps,
         "shape": cell.workload.shape,
         "power_jitter": cell.workload.power_jitter,
-        "trials": len(trials),
+        "trials": len(made),
+        "not_applicable": len(made) - len(trials),
         "phases": phases,
         "times_limit": float(np.sqrt((times**2).mean())),
         "covered_ratio": float(covered.mean()),

@@ -138,13 +138,13 @@ def test_short_phase_that_ran_seldom_is_refused() -> None:
 
 
 def test_readings_across_a_recorded_gap_are_not_used() -> None:
-    """Where the daemon says that it was blind, nothing is an observation; the counter still adds up."""
+    """Where the daemon says that it was blind for a moment, nothing is an observation; all adds up still."""
     run = Simulated("h100_20", 16, steps=40)
     begin = int(run.trace.pieces.start[0])
-    gaps = np.array([[begin + 2 * NANO, begin + 4 * NANO]])
+    gaps = np.array([[begin + 2_000 * MILLI, begin + 2_015 * MILLI]])
     whole, blind = run.attributed(known(run.response)), run.attributed(known(run.response), gaps=gaps)
     assert blind.shares.joules.sum() == pytest.approx(run.rise, rel=1e-9)
-    assert half_widths(blind)[1:].sum() > 1.05 * half_widths(whole)[1:].sum()
+    assert half_widths(blind)[1:].sum() > half_widths(whole)[1:].sum()
 
 
 @settings(max_examples=60, deadline=None)

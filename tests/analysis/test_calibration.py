@@ -120,11 +120,12 @@ def event(unix_nano: int | None = NOON, **changed: Any) -> dict[str, Any]:
 
 
 def kept(root: Path, *events: dict[str, Any]) -> dict[str, Measured]:
-    """Returns the calibrations that are found in an archive with these events."""
+    """Returns the calibrations of GPUs that are found in an archive with these events."""
     writer = ArchiveWriter(root)
     writer.events += events
     with Archive(writer.write()) as archive:
-        return measured_responses(archive.connection, archive.segments)
+        found = measured_responses(archive.connection, archive.segments)
+    return {device: one for (node, device), one in found.items() if not node}
 
 
 def test_newest_calibration_of_each_device_counts(tmp_path: Path) -> None:

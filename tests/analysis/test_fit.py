@@ -109,7 +109,7 @@ def test_power_by_age_is_used_where_there_is_any(shape: str, *, aged: bool) -> N
         run = run_of(unit)
         fit, share = fit_run(run, known(unit.response))
         found = regress(run, fit, share)
-    assert (share > 0) == found.aged == aged
+    assert (share > 0) == aged
     half = np.hypot(found.statistical, found.response)
     for place, name in enumerate(unit.trace.pieces.rows):
         if name != OUTSIDE:

@@ -52,7 +52,8 @@ def test_jacobian_is_the_slope_of_what_is_seen(seed: int) -> None:
             steepest = max(float(np.abs(slope[kind]).max()), 1e-3)
             assert np.median(off) <= 2e-3 * steepest, name
             jump = tail * scale if name == "rise_seconds" else 0.0
-            assert off.max() <= 1e-2 * steepest + jump, name
+            # A difference across the begin of a tail is no slope: a reading in a hundred may have one.
+            assert np.quantile(off, 0.97) <= 1e-2 * steepest + jump, name
 
 
 def edge_noise(state: State) -> Floats:
@@ -109,7 +110,8 @@ def test_solution_is_the_truth_where_nothing_hides_it() -> None:
     truth = np.bincount(kinds, weights=made.watts) / np.bincount(kinds)
     found = state.solve()
     assert found.mean == pytest.approx(truth, rel=0.03)
-    answer = state.answer()
+    answer, surprise = state.answer()
+    assert surprise < 5
     whole = made.stretches.weights @ made.watts
     sd = np.sqrt(np.diag(answer.covariance))
     middle = (made.stretches.start > 0.2) & (made.stretches.stop < 5.8)

@@ -39,7 +39,7 @@ def test_usual_sensor_is_plausible() -> None:
 )
 def test_response_that_no_board_has_is_refused(change: dict[str, float]) -> None:
     """A fit that needs an impossible sensor describes something else."""
-    assert "no plausible response" in implausible(fitted(**change), 400.0, has_power=True)
+    assert "no plausible response" in implausible(fitted(None, **change), 400.0, has_power=True)
 
 
 @pytest.mark.parametrize("noise", [Noise(jitter=0.6), Noise(power_watts=87.0)])

@@ -51,7 +51,7 @@ class Harness:
         monkeypatch.setenv("PART", "virtual")
         (folder / "docs").mkdir()
 
-    def try_once(self, cell: Cell, seed: int) -> Trial:
+    def try_once(self, cell: Cell, seed: int) -> Trial | None:
         if cell.name == self.breaks:
             raise KeyboardInterrupt
         self.tried.append((cell.name, seed))

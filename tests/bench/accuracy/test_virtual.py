@@ -45,6 +45,8 @@ def test_a_trial_follows_from_its_seed() -> None:
     for name in ("truth", "answer", "half", "limit"):
         assert getattr(one, name).tolist() == getattr(again, name).tolist()
         assert getattr(one, name).tolist() != getattr(other, name).tolist()
+    assert one is not None
+    assert again is not None
     assert one.total == again.total
     assert abs(one.total) < 1e-9
 
