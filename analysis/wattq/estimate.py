@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
 
 from wattq import readings
-from wattq.attribution import Attributed, NotApplicableError, attribute
-from wattq.calibrations import Measured, measured_of, measured_responses
 from wattq.choice import GOOD_ENOUGH, choose, worst
 from wattq.clocks import Clock
 from wattq.counter import Counter, Device, Ints, Readings, locate
@@ -18,6 +16,10 @@ from wattq.loading import Chosen, Cuts, boots, claims, gaps_of, load_run, sums
 from wattq.overlap import Shares, share
 from wattq.rows import Account, rows
 from wattq.segments import Segment
+
+if TYPE_CHECKING:
+    from wattq.attribution import Attributed
+    from wattq.calibrations import Measured
 
 _ASSUMED = "which GPUs the run used is not known: all were counted"
 
@@ -100,11 +102,9 @@ def estimate(connection: duckdb.DuckDBPyConnection, segments: list[Segment], cho
     choices = {key: _without(found, chosen.estimator) for key, found in said.items()}
     wanted = [key for key in books if not choices[key]]
     powers = _powers(connection, segments, {key: books[key] for key in wanted})
-    responses = measured_responses(connection, segments) if wanted else {}
+    responses = _measured(connection, segments, wanted)
     for key in wanted:
-        again, choice = _second(
-            books[key], powers, measured_of(responses, key[1], key[2]), said[key], chosen.estimator
-        )
+        again, choice = _second(books[key], powers, responses[key], said[key], chosen.estimator)
         choices[key] = choice
         if again is not None:
             said[key] = again
@@ -145,7 +145,7 @@ def _gather(
     return books, torn
 
 
-def _account(book: _Books, attributed: Sequence[Attributed] | None = None) -> Account:
+def _account(book: _Books, attributed: "Sequence[Attributed] | None" = None) -> Account:
     """Makes the account of a device over a run, by overlap unless the regression's answers are given."""
     account = Account(book.device, book.head, note=book.note)
     if attributed is not None:
@@ -212,14 +212,28 @@ def _powers(
     return found
 
 
+def _measured(
+    connection: duckdb.DuckDBPyConnection, segments: list[Segment], wanted: Sequence[tuple[str, str, str]]
+) -> "dict[tuple[str, str, str], Measured | None]":
+    """Returns what calibrations say of the devices of some accounts."""
+    if not wanted:
+        return {}
+    from wattq.calibrations import measured_of, measured_responses  # noqa: PLC0415 scipy where it is needed
+
+    responses = measured_responses(connection, segments)
+    return {key: measured_of(responses, key[1], key[2]) for key in wanted}
+
+
 def _second(
     book: _Books,
     powers: dict[tuple[str, str, str], tuple[Series, Clock]],
-    measured: Measured | None,
+    measured: "Measured | None",
     overlap: list[dict[str, Any]],
     estimator: str,
 ) -> tuple[list[dict[str, Any]] | None, str]:
     """Returns the rows by regression where they are wanted or better, and what was chosen and why."""
+    from wattq.attribution import NotApplicableError, attribute  # noqa: PLC0415 scipy where it is needed
+
     try:
         attributed = [
             attribute(
@@ -251,7 +265,7 @@ def _second(
     )
 
 
-def _response(attributed: Sequence[Attributed], measured: Measured | None) -> str:
+def _response(attributed: "Sequence[Attributed]", measured: "Measured | None") -> str:
     """Returns where the response is from."""
     if measured is None:
         return "response fitted from the run"

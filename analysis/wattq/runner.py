@@ -88,7 +88,7 @@ class Archive:
             config={
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
-                "memory_limit": "2GB",
+                "memory_limit": "1GB",
                 "threads": str(os.cpu_count() or 1),
                 "temp_directory": self._spill.name,
                 "preserve_insertion_order": "false",
