@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from wattq.counter import Floats, Ints
 from wattq.evidence import Evidence
+from wattq.response import Response
 
 from bench.accuracy.workload import NANO, Trace
 
-_CHUNK = 100
+# Stands for the window of a power reading that there is not.
+_NO_WINDOW_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,22 @@ class Drawn:
     noise_watts: float
     counter_phase: float
     power_phase_seconds: float
+
+    def response(self, part_time: float | None = None) -> Response:
+        """Returns the truth in the estimator's own terms.
+
+        Args:
+            part_time: The share of each period that the counter looks at; None: all of it.
+        """
+        return Response(
+            self.counter_delay_seconds,
+            self.rise_seconds,
+            self.power_delay_seconds,
+            self.window_seconds or _NO_WINDOW_SECONDS,
+            self.gain,
+            self.offset_watts,
+            part_time and part_time * self.counter_seconds,
+        )
 
 
 def draw(sensor: Sensor, rng: np.random.Generator) -> Drawn:

@@ -21,7 +21,7 @@ from wattq.fit import Fit
 from wattq.overlap import share
 from wattq.problem import Noise
 from wattq.regression import Run, regress
-from wattq.response import NAMES, Response
+from wattq.response import NAMES
 from wattq.sweep import OUTSIDE, union
 
 from bench.accuracy.simulator import SENSORS, Drawn, Sensor, draw, observe
@@ -103,19 +103,6 @@ def _shuffled(workload: Workload, rng: np.random.Generator) -> Workload:
     return replace(workload, kinds=kinds)
 
 
-def _true_response(sensor: Sensor, drawn: Drawn) -> Response:
-    window = sensor.part_time and sensor.part_time * drawn.counter_seconds
-    return Response(
-        drawn.counter_delay_seconds,
-        drawn.rise_seconds,
-        drawn.power_delay_seconds,
-        drawn.window_seconds or 0.03,
-        drawn.gain,
-        drawn.offset_watts,
-        window,
-    )
-
-
 def _read(sensor: Sensor, evidence: Evidence, *, counter_only: bool) -> tuple[Counter, Series]:
     update = round(sensor.counter_seconds * 1e9) if sensor.tick_seconds else None
     readings = Readings(evidence.energy_read_nano, evidence.energy_old_nano, evidence.energy_joules)
@@ -176,7 +163,7 @@ def try_once(cell: Cell, seed: int) -> Trial | None:
         counter,
         power,
         limit_watts,
-        Fit(_true_response(sensor, drawn), _nothing(), noise, _no(), 0.0),
+        Fit(drawn.response(sensor.part_time), _nothing(), noise, _no(), 0.0),
         aged=found.age_share,
     )
     counts = np.bincount(pieces.row, minlength=len(pieces.rows))

@@ -53,15 +53,7 @@ class Simulated:
     @property
     def response(self) -> Response:
         """The truth about the sensor."""
-        unit = self.drawn
-        return Response(
-            unit.counter_delay_seconds,
-            unit.rise_seconds,
-            unit.power_delay_seconds,
-            unit.window_seconds,
-            unit.gain,
-            unit.offset_watts,
-        )
+        return self.drawn.response()
 
     @property
     def truth(self) -> dict[str, float]:

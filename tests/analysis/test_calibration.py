@@ -12,7 +12,7 @@ from wattq.calibrations import Measured, measured_responses
 from wattq.evidence import Evidence
 from wattq.fit import Fit
 from wattq.problem import Noise
-from wattq.response import NAMES, Response
+from wattq.response import NAMES
 from wattq.runner import Archive
 
 from bench.accuracy.simulator import SENSORS, Drawn, draw, observe
@@ -43,16 +43,8 @@ def test_calibration_recovers_the_response(sensor: str, seed: int) -> None:
     """Delays, rise, window, gain and offset are within four of the standard deviations that it tells."""
     found, unit = measured(sensor, seed)
     assert found.response is not None
-    truth = Response(
-        unit.counter_delay_seconds,
-        unit.rise_seconds,
-        unit.power_delay_seconds,
-        unit.window_seconds,
-        unit.gain,
-        unit.offset_watts,
-    )
     fit = Fit(found.response, found.covariance, Noise(), np.zeros(0), np.inf)
-    for name, off in deviations(fit, truth).items():
+    for name, off in deviations(fit, unit.response()).items():
         assert abs(off) < 4, name
     # To be sure of nothing would pass as well.
     assert (np.sqrt(np.diag(found.covariance))[:4] < [0.002, 0.3, 0.002, 0.1]).all()

@@ -1,9 +1,14 @@
-"""A teacher and a text small enough for a test, made offline."""
+"""A daemon's end and a client of it; a teacher and a text small enough for a test, made offline."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import kdclient
+from kdclient.client import Client
+from tests.kdclient.recorder import Recorder
 
 _WORDS = [
     "the",
@@ -20,6 +25,19 @@ _WORDS = [
     "sword",
     "crown",
 ]
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    with Recorder(tmp_path / "s") as running:
+        yield running
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    made = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
+    yield made
+    made.close()
 
 
 def _sentences(count: int, seed: int) -> str:

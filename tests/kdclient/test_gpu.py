@@ -5,8 +5,6 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,19 +27,6 @@ from tests.kdclient.gpus import (
     real_gpu,
 )
 from tests.kdclient.recorder import Recorder
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    with Recorder(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    made = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=["fake", "real"])

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,6 @@ from kdclient import spool
 from kdclient.client import Client
 from tests.daemon import wait_until
 from tests.kdclient.recorder import Recorder
-
-
-@pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    with Recorder(tmp_path / "s") as running:
-        yield running
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[Client]:
-    made = kdclient.connect(str(tmp_path / "s"), spool=str(tmp_path / "spool"))
-    yield made
-    made.close()
 
 
 def _numbers(recorder: Recorder) -> list[int]:
